@@ -1,0 +1,208 @@
+//! What nodes say to each other about sections: protocol `/persona/<mesh>/fragment/1` (docs/spec/quorum.md#messages).
+//!
+//! Every request is idempotent: after a timeout the outcome is unknown, and the same bytes are sent again.
+
+use bincode::{Decode, Encode};
+use persona_fragments::{
+    Ack, SectionKey, Version,
+    certificate::HeadWire,
+    manifest::ManifestWire,
+    wire::{self, DecodeError},
+};
+
+/// The most requests in one frame; a refresh of many sections is batched for each holder.
+pub const REQUESTS_PER_FRAME_MAX: usize = 64;
+
+/// Several requests to one node. They are answered together, in order.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct RequestFrame {
+    /// At least one, at most [`REQUESTS_PER_FRAME_MAX`].
+    pub requests: Vec<Request>,
+}
+
+/// The answers to a [`RequestFrame`], one for each request, in order.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ResponseFrame {
+    /// As many as there were requests.
+    pub responses: Vec<Response>,
+}
+
+/// One request to a node.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Request {
+    /// Round 1 of a put: store shard `index` durably and sign for it.
+    Prepare {
+        /// The manifest.
+        manifest: ManifestWire,
+        /// Which shard: the receiver's place in `manifest.holders`.
+        index: u8,
+        /// The shard; left out in a renewal, whose holder has it already (or answers [`Response::NeedShard`]).
+        shard: Option<Vec<u8>>,
+    },
+    /// Round 2 of a put, or a reader's write-back: this version is certified. Also to nodes that are no holders, as a forward pointer.
+    Commit {
+        /// Manifest and certificate.
+        head: HeadWire,
+    },
+    /// What do you know of this section?
+    Head {
+        /// The section.
+        key: SectionKey,
+        /// A taking-over host's certified card: from now on ack no lower term of this agent.
+        fence: Option<HeadWire>,
+        /// Send your shard of the committed version along.
+        with_shard: bool,
+    },
+    /// Your shard of exactly this version.
+    Shard {
+        /// The section.
+        key: SectionKey,
+        /// The version.
+        version: Version,
+    },
+}
+
+/// One answer.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Response {
+    /// To `Prepare`: stored, fsynced, signed for.
+    Acked {
+        /// The signature.
+        ack: Ack,
+    },
+    /// To `Prepare` without a shard: send it.
+    NeedShard,
+    /// To `Commit`: the certified version, or a newer one, is durable here.
+    Committed,
+    /// To `Head`: all that is known here.
+    Head(HeadAnswer),
+    /// To `Shard`.
+    Shard {
+        /// The shard's index.
+        index: u8,
+        /// The shard.
+        bytes: Vec<u8>,
+    },
+    /// To `Shard`: a newer version is certified, and that one is gone.
+    Superseded {
+        /// The newer one.
+        head: HeadWire,
+    },
+    /// To `Shard`: not here.
+    Absent,
+    /// This node lost its store and has not yet learnt what it must know to answer for this section. Counts in no quorum.
+    Recovering,
+    /// To `Prepare`: too many uncommitted versions, or too many requests. Try again later.
+    Busy,
+    /// A host with a higher term, or a higher device in this term, has taken the agent over.
+    Fenced {
+        /// The proof: a certified head of the higher version, or the certified card of the higher term.
+        head: HeadWire,
+    },
+    /// To `Prepare`: another manifest of the same version was acked here. Both together prove that the owner equivocated.
+    Conflict {
+        /// The other manifest.
+        manifest: ManifestWire,
+    },
+    /// The request is wrong, and sending it again would not help.
+    Refused {
+        /// Why.
+        reason: Refusal,
+    },
+}
+
+/// All that a node knows of a section.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct HeadAnswer {
+    /// The highest certified version, unless it has expired.
+    pub committed: Option<HeadWire>,
+    /// Versions above it that were acked here and are not known to be certified, with the ack, so that others can complete them.
+    pub prepared: Vec<PreparedWire>,
+    /// If asked for: this holder's shard of the committed version.
+    pub shard: Option<ShardWire>,
+}
+
+/// An uncertified version that was acked.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct PreparedWire {
+    /// The manifest.
+    pub manifest: ManifestWire,
+    /// The answering holder's ack.
+    pub ack: Ack,
+}
+
+/// A shard of the committed version.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ShardWire {
+    /// Its index.
+    pub index: u8,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// Why a request is wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Encode, Decode, thiserror::Error)]
+pub enum Refusal {
+    /// The manifest does not decode, verify or pass its checks.
+    #[error("the manifest is not valid")]
+    BadManifest,
+    /// The certificate does not verify.
+    #[error("the certificate is not valid")]
+    BadCertificate,
+    /// The receiver is not the holder of that index.
+    #[error("this node is not the holder of that shard")]
+    NotAHolder,
+    /// The shard does not match the manifest.
+    #[error("the shard does not match the manifest")]
+    WrongShard,
+    /// Issued later than this node's clock plus the allowance.
+    #[error("the manifest was issued in the future: compare the clocks")]
+    FromTheFuture,
+    /// Expired.
+    #[error("the manifest has expired")]
+    Expired,
+    /// Older than what is certified here.
+    #[error("a newer version is certified here")]
+    Stale,
+    /// The fence is no certified card.
+    #[error("the fence is not a certified card")]
+    BadFence,
+    /// This node stores no more: its own limit, or that of this owner.
+    #[error("this node's store is full")]
+    Full,
+    /// The version was given up: this node promised never to ack it.
+    #[error("this version was aborted")]
+    Aborted,
+}
+
+impl RequestFrame {
+    /// As it travels.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        wire::encode(self)
+    }
+
+    /// Decodes a frame; one without requests, or with too many, is malformed.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let frame: Self = wire::decode(bytes)?;
+        if frame.requests.is_empty() || frame.requests.len() > REQUESTS_PER_FRAME_MAX {
+            return Err(DecodeError::Malformed(format!("{} requests in one frame", frame.requests.len())));
+        }
+        Ok(frame)
+    }
+}
+
+impl ResponseFrame {
+    /// As it travels.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        wire::encode(self)
+    }
+
+    /// Decodes the answer to a frame of `requests` requests.
+    pub fn from_bytes(bytes: &[u8], requests: usize) -> Result<Self, DecodeError> {
+        let frame: Self = wire::decode(bytes)?;
+        if frame.responses.len() != requests {
+            return Err(DecodeError::Malformed(format!("{} answers to {requests} requests", frame.responses.len())));
+        }
+        Ok(frame)
+    }
+}
