@@ -52,6 +52,15 @@ pub enum StoreStep {
     Reporting(Vec<PersistId>),
 }
 
+/// How an open makes sure that the file is sound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Check {
+    /// Reads the whole file and verifies every checksum.
+    Always,
+    /// Does so only where a crash left it necessary. A file that was closed well, or whose last commit was of two phases, is trusted.
+    AfterCrash,
+}
+
 /// Is called with each [`StoreStep`], on the writer's thread. It may block, and the writer with it.
 pub type StoreObserver = Arc<dyn Fn(&StoreStep) + Send + Sync>;
 
@@ -159,11 +168,12 @@ impl Store {
     /// Opens the store on any backend, or creates it on an empty one. The observer sees every step of the writer in order.
     pub fn open_with_backend(
         backend: impl StorageBackend,
+        check: Check,
         events: mpsc::Sender<StoreEvent>,
         observer: Option<StoreObserver>,
     ) -> Result<Self, StoreError> {
         let counters = Arc::default();
-        let opened = format::open_backend(backend, &counters, observer.clone())?;
+        let opened = format::open_backend(backend, check, &counters, observer.clone())?;
         Self::start(opened, counters, events, observer)
     }
 
@@ -319,4 +329,247 @@ pub struct StoreStats {
     pub syncs: u64,
     /// Time spent in them.
     pub sync_time: Duration,
+}
+
+#[cfg(test)]
+mod tests {
+    use chacha20::ChaCha20Rng;
+    use rand_core::{Rng as _, SeedableRng as _};
+
+    use super::*;
+
+    fn open(path: &Path) -> Result<(Store, mpsc::Receiver<StoreEvent>), StoreError> {
+        let (sender, receiver) = mpsc::channel(64);
+        Ok((Store::open(path, sender)?, receiver))
+    }
+
+    fn key(nth: u32) -> [u8; 4] {
+        nth.to_be_bytes()
+    }
+
+    /// A closed store with 200 shards of 1 KiB.
+    fn filled(path: &Path) -> Vec<u8> {
+        let (store, mut events) = open(path).unwrap();
+        let writes = (0..200).map(|nth| Write::set(Table::Shard, key(nth), [nth as u8; 1024])).collect();
+        store.submit(PersistId(1), writes).unwrap();
+        assert_eq!(events.blocking_recv(), Some(StoreEvent::Persisted(vec![PersistId(1)])));
+        store.close();
+        std::fs::read(path).unwrap()
+    }
+
+    #[test]
+    fn what_was_persisted_is_there_after_opening_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("made/on/the/way").join(STORE_FILE);
+        let (store, mut events) = open(&path).unwrap();
+        assert!(store.is_new());
+        assert_eq!(store.get(Table::Shard, b"a").unwrap(), None);
+        let writes = vec![
+            Write::set(Table::Shard, "a", "1"),
+            Write::set(Table::Shard, "ab", "2"),
+            Write::set(Table::Shard, "b", "3"),
+            Write::set(Table::Head, "a", "other"),
+            Write::set(Table::Shard, "a", "one"),
+        ];
+        store.submit(PersistId(1), writes).unwrap();
+        store.submit(PersistId(2), vec![Write::remove(Table::Shard, "b"), Write::remove(Table::Shard, "never")]).unwrap();
+        let mut persisted = Vec::new();
+        while persisted.len() < 2 {
+            let Some(StoreEvent::Persisted(ids)) = events.blocking_recv() else { panic!("not persisted") };
+            persisted.extend(ids);
+        }
+        assert_eq!(persisted, [PersistId(1), PersistId(2)]);
+        store.close();
+        store.close();
+
+        let (store, _events) = open(&path).unwrap();
+        assert!(!store.is_new());
+        assert_eq!(store.get(Table::Shard, b"a").unwrap(), Some(b"one".to_vec()));
+        assert_eq!(store.get(Table::Head, b"a").unwrap(), Some(b"other".to_vec()));
+        let mut seen = Vec::new();
+        assert_eq!(store.for_each(Table::Shard, |key, value| seen.push((key.to_vec(), value.to_vec()))).unwrap(), 2);
+        assert_eq!(seen, [(b"a".to_vec(), b"one".to_vec()), (b"ab".to_vec(), b"2".to_vec())]);
+        assert_eq!(store.for_each_with_prefix(Table::Shard, b"ab", |_, _| ()).unwrap(), 1);
+        let stats = store.stats().unwrap();
+        assert_eq!(stats.tables[0], TableStats { table: Table::Shard, entries: 2, bytes: 4 + 3 });
+        assert_eq!(stats.tables.iter().map(|table| table.bytes).sum::<u64>(), 7 + 6);
+        assert_eq!(stats.file_bytes, std::fs::metadata(&path).unwrap().len());
+    }
+
+    #[test]
+    fn a_second_process_is_told_so() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(STORE_FILE);
+        let (store, _events) = open(&path).unwrap();
+        let error = open(&path).unwrap_err();
+        assert!(matches!(error, StoreError::InUse { .. }), "{error:?}");
+        assert!(error.to_string().starts_with("another persona process uses this directory"), "{error}");
+        store.close();
+        open(&path).unwrap();
+    }
+
+    #[test]
+    fn two_that_create_at_once_never_both_succeed_and_leave_one_store() {
+        for _ in 0..10 {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join(STORE_FILE);
+            let opened: Vec<_> = std::thread::scope(|scope| {
+                let threads = [(); 2].map(|()| scope.spawn(|| open(&path)));
+                threads.map(|thread| thread.join().unwrap()).into_iter().collect()
+            });
+            let ok = opened.iter().filter(|opened| opened.is_ok()).count();
+            assert!(ok <= 1, "{opened:?}");
+            drop(opened);
+            let mut opened = open(&path);
+            // Dropping a handle does not wait for its writer.
+            while matches!(opened, Err(StoreError::InUse { .. })) {
+                std::thread::yield_now();
+                opened = open(&path);
+            }
+            opened.unwrap().0.close();
+            assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+        }
+    }
+
+    #[test]
+    fn a_creation_that_was_cut_short_is_begun_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(STORE_FILE);
+        let left = directory.path().join(format!("{STORE_FILE}.new-1"));
+        std::fs::write(&left, [7; 1000]).unwrap();
+        open(&path).unwrap().0.close();
+        assert!(!left.exists());
+    }
+
+    #[test]
+    fn what_is_not_a_store_is_refused_and_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(STORE_FILE);
+        for content in [&b"a letter to grandmother"[..], &[0; 5000], &[0xff; 320]] {
+            std::fs::write(&path, content).unwrap();
+            let error = open(&path).unwrap_err();
+            assert!(matches!(error, StoreError::Foreign { .. } | StoreError::Damaged { .. }), "{error:?}");
+            assert_eq!(std::fs::read(&path).unwrap(), content);
+        }
+        std::fs::write(&path, b"").unwrap();
+        assert!(matches!(open(&path).unwrap_err(), StoreError::Damaged { .. }));
+
+        std::fs::remove_file(&path).unwrap();
+        let theirs: redb::TableDefinition<'_, u64, u64> = redb::TableDefinition::new("theirs");
+        let database = Database::create(&path).unwrap();
+        let transaction = database.begin_write().unwrap();
+        transaction.open_table(theirs).unwrap().insert(1, 1).unwrap();
+        transaction.commit().unwrap();
+        drop(database);
+        let error = open(&path).unwrap_err();
+        assert!(matches!(error, StoreError::Foreign { .. }), "{error:?}");
+
+        // Not even a database without any table: that would be to open empty.
+        std::fs::remove_file(&path).unwrap();
+        drop(Database::create(&path).unwrap());
+        let error = open(&path).unwrap_err();
+        assert!(matches!(error, StoreError::Foreign { .. }), "{error:?}");
+    }
+
+    #[test]
+    fn a_newer_store_and_one_without_a_table_are_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(STORE_FILE);
+        filled(&path);
+        let change = |format: u32| {
+            let database = Database::create(&path).unwrap();
+            let transaction = database.begin_write().unwrap();
+            transaction.open_table(format::STORE_TABLE).unwrap().insert("format", format.to_le_bytes().as_slice()).unwrap();
+            transaction.commit().unwrap();
+        };
+        change(FORMAT_VERSION + 1);
+        let error = open(&path).unwrap_err();
+        assert!(matches!(error, StoreError::Newer { found, .. } if found == FORMAT_VERSION + 1), "{error:?}");
+        change(0);
+        assert!(matches!(open(&path).unwrap_err(), StoreError::Damaged { .. }));
+        change(FORMAT_VERSION);
+        open(&path).unwrap().0.close();
+
+        let database = Database::create(&path).unwrap();
+        let transaction = database.begin_write().unwrap();
+        transaction.delete_table(format::definition(Table::Floor)).unwrap();
+        transaction.commit().unwrap();
+        drop(database);
+        let error = open(&path).unwrap_err();
+        assert!(matches!(&error, StoreError::Damaged { detail, .. } if detail.contains("floor")), "{error:?}");
+    }
+
+    #[test]
+    fn a_damaged_store_never_opens_with_less_or_other_than_it_held() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(STORE_FILE);
+        let whole = filled(&path);
+        let mut rng = ChaCha20Rng::seed_from_u64(1);
+        let mut refused = 0;
+        let mut spoil = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            match open(&path) {
+                Ok((store, _events)) => {
+                    for nth in 0..200 {
+                        assert_eq!(store.get(Table::Shard, &key(nth)).unwrap(), Some(vec![nth as u8; 1024]));
+                    }
+                    store.close();
+                }
+                Err(StoreError::Damaged { .. } | StoreError::Foreign { .. } | StoreError::Newer { .. }) => refused += 1,
+                Err(error) => panic!("{error:?}"),
+            }
+        };
+        for nth in 0..60 {
+            // Every other one in the header, where the most can go wrong.
+            let end = if nth % 2 == 0 { 320 } else { whole.len() as u64 };
+            let at = usize::try_from(rng.next_u64() % end).unwrap();
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1 << (rng.next_u64() % 8);
+            spoil(&bytes);
+        }
+        for nth in 0..20 {
+            spoil(&whole[..whole.len() * nth / 20]);
+            let mut bytes = whole.clone();
+            let page = usize::try_from(rng.next_u64() % (whole.len() as u64 / 4096)).unwrap();
+            bytes[page * 4096..(page + 1) * 4096].fill(0);
+            spoil(&bytes);
+        }
+        assert!(refused > 20, "{refused}");
+    }
+
+    #[test]
+    fn a_full_queue_refuses_and_a_slow_listener_holds_up_no_commit() {
+        let directory = tempfile::tempdir().unwrap();
+        let (sender, mut receiver) = mpsc::channel(1);
+        let store = Store::open(&directory.path().join(STORE_FILE), sender).unwrap();
+        let mut taken = 0;
+        let full = loop {
+            match store.submit(PersistId(taken), vec![Write::set(Table::Shard, "key", taken.to_le_bytes())]) {
+                Ok(()) => taken += 1,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(full, SubmitError::Full { batches: QUEUE_BATCHES_MAX });
+        // Nobody listens, and all of it becomes durable.
+        while store.get(Table::Shard, b"key").unwrap() != Some((taken - 1).to_le_bytes().to_vec()) {
+            std::thread::yield_now();
+        }
+        let mut reported = Vec::new();
+        while reported.len() < usize::try_from(taken).unwrap() {
+            let Some(StoreEvent::Persisted(ids)) = receiver.blocking_recv() else { panic!("not persisted") };
+            reported.extend(ids);
+        }
+        assert!(reported.into_iter().eq((0..taken).map(PersistId)));
+        while store.stats().unwrap().waiting > 0 {
+            std::thread::yield_now();
+        }
+        store.submit(PersistId(taken), vec![]).unwrap();
+        store.close();
+        assert_eq!(receiver.blocking_recv(), Some(StoreEvent::Persisted(vec![PersistId(taken)])));
+
+        let large = || vec![Write::set(Table::Shard, "large", vec![0; QUEUE_BYTES_MAX])];
+        let queue = writer::Queue::default();
+        queue.submit(PersistId(1), large()).unwrap();
+        assert_eq!(queue.submit(PersistId(2), vec![Write::set(Table::Shard, "a", "")]), Err(SubmitError::Full { batches: 1 }));
+    }
 }

@@ -144,3 +144,69 @@ fn prompt(ask: Ask<'_>, purpose: PassphrasePurpose) -> Result<Passphrase, Passph
     }
     Ok(first)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ask(answers: &'static [&'static str]) -> impl FnMut(&str) -> io::Result<String> {
+        let mut answers = answers.iter();
+        move |_| answers.next().map(|answer| (*answer).to_owned()).ok_or_else(|| io::Error::other("asked once too often"))
+    }
+
+    fn resolved(
+        source: &PassphraseSource,
+        purpose: PassphrasePurpose,
+        variable: Option<&str>,
+        answers: Option<&'static [&'static str]>,
+    ) -> Result<String, String> {
+        let mut asked = answers.map(ask);
+        let terminal = asked.as_mut().map(|ask| ask as Ask<'_>);
+        let found = resolve(source, purpose, variable.map(OsString::from), terminal);
+        found.map(|passphrase| passphrase.expose().to_owned()).map_err(|error| error.to_string())
+    }
+
+    use PassphrasePurpose::{Open, Seal};
+    use PassphraseSource::{Any, Environment, File, Prompt};
+
+    #[test]
+    fn the_environment_goes_before_the_terminal() {
+        assert_eq!(resolved(&Any, Open, Some("from the variable"), Some(&["typed"])).unwrap(), "from the variable");
+        assert_eq!(resolved(&Any, Open, None, Some(&["typed"])).unwrap(), "typed");
+        assert_eq!(resolved(&Prompt, Open, Some("from the variable"), Some(&["typed"])).unwrap(), "typed");
+    }
+
+    #[test]
+    fn without_a_terminal_the_error_says_what_to_do() {
+        let error = resolved(&Any, Open, None, None).unwrap_err();
+        assert!(error.contains("--passphrase-file") && error.contains(PASSPHRASE_VARIABLE), "{error}");
+        let error = resolved(&Environment, Open, None, Some(&["typed"])).unwrap_err();
+        assert!(error.contains("not set"), "{error}");
+    }
+
+    #[test]
+    fn a_new_passphrase_is_typed_twice_and_not_empty() {
+        assert_eq!(resolved(&Prompt, Seal, None, Some(&["one", "one"])).unwrap(), "one");
+        assert!(resolved(&Prompt, Seal, None, Some(&["one", "two"])).unwrap_err().contains("differ"));
+        assert!(resolved(&Prompt, Seal, None, Some(&[""])).unwrap_err().contains("empty"));
+        assert!(resolved(&Any, Seal, Some(""), None).unwrap_err().contains("empty"));
+    }
+
+    #[test]
+    fn a_file_gives_its_content_without_one_newline() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("passphrase");
+        for (content, passphrase) in [("word\n", "word"), ("word", "word"), ("word\r\n", "word"), (" two words \n\n", " two words \n")] {
+            files::replace(&path, content.as_bytes()).unwrap();
+            assert_eq!(resolved(&File(path.clone()), Open, Some("not this"), None).unwrap(), passphrase);
+        }
+        files::replace(&path, &[0xff, b'\n']).unwrap();
+        assert!(resolved(&File(path), Open, None, None).unwrap_err().contains("UTF-8"));
+        assert!(resolved(&File(directory.path().join("none")), Open, None, None).unwrap_err().contains("cannot read"));
+    }
+
+    #[test]
+    fn it_is_never_shown() {
+        assert_eq!(format!("{:?}", Passphrase::new("correct horse".to_owned())), "Passphrase(..)");
+    }
+}

@@ -15,7 +15,7 @@ use redb::{
 };
 
 use super::{
-    StoreError, StoreObserver,
+    Check, StoreError, StoreObserver,
     measure::{Counters, Measured},
 };
 
@@ -103,10 +103,10 @@ pub(super) fn open_file(path: &Path, counters: &Arc<Counters>) -> Result<Opened,
     if len == 0 {
         return Err(StoreError::Damaged { place, detail: "it is empty".to_owned() });
     }
-    let verify = len <= INTEGRITY_CHECK_BYTES_MAX;
+    let check = if len <= INTEGRITY_CHECK_BYTES_MAX { Check::Always } else { Check::AfterCrash };
     let backend = Measured { inner: file_backend(file, &place)?, counters: Arc::clone(counters), observer: None };
-    let database = open_database(backend, &place, verify)?;
-    check(&database, &place)?;
+    let database = open_database(backend, &place, check)?;
+    recognize(&database, &place)?;
     remove_unfinished(path);
     Ok(Opened { database, place, is_new })
 }
@@ -114,16 +114,21 @@ pub(super) fn open_file(path: &Path, counters: &Arc<Counters>) -> Result<Opened,
 /// Opens what the backend has, or creates a store on an empty one.
 pub(super) fn open_backend(
     backend: impl StorageBackend,
+    check: Check,
     counters: &Arc<Counters>,
     observer: Option<StoreObserver>,
 ) -> Result<Opened, StoreError> {
     let place = "the store".to_owned();
     let is_new = backend.len().map_err(|source| StoreError::Io { action: "measure", place: place.clone(), source })? == 0;
-    let database = open_database(Measured { inner: backend, counters: Arc::clone(counters), observer }, &place, !is_new)?;
+    let database = open_database(
+        Measured { inner: backend, counters: Arc::clone(counters), observer },
+        &place,
+        if is_new { Check::AfterCrash } else { check },
+    )?;
     if is_new {
         initialize(&database).map_err(|error| translate(error, &place, "create"))?;
     }
-    check(&database, &place)?;
+    recognize(&database, &place)?;
     Ok(Opened { database, place, is_new })
 }
 
@@ -138,7 +143,9 @@ fn create_file(path: &Path) -> Result<bool, StoreError> {
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
     builder.create(directory).map_err(io)?;
 
-    let unfinished = PathBuf::from(format!("{place}{UNFINISHED_SUFFIX}{}", std::process::id()));
+    let mut unfinished = path.as_os_str().to_owned();
+    unfinished.push(format!("{UNFINISHED_SUFFIX}{}", std::process::id()));
+    let unfinished = PathBuf::from(unfinished);
     match std::fs::remove_file(&unfinished) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io(error)),
         _ => {}
@@ -148,7 +155,7 @@ fn create_file(path: &Path) -> Result<bool, StoreError> {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     let file = options.open(&unfinished).map_err(io)?;
-    let database = open_database(file_backend(file, &place)?, &place, false)?;
+    let database = open_database(file_backend(file, &place)?, &place, Check::AfterCrash)?;
     initialize(&database).map_err(|error| translate(error, &place, "create"))?;
     database.close().map_err(|error| translate(error.into(), &place, "create"))?;
 
@@ -170,6 +177,7 @@ fn create_file(path: &Path) -> Result<bool, StoreError> {
 fn remove_unfinished(path: &Path) {
     let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else { return };
     let prefix = format!("{}{UNFINISHED_SUFFIX}", name.to_string_lossy());
+    let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
     for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with(&prefix) {
             let _ = std::fs::remove_file(entry.path());
@@ -181,8 +189,9 @@ fn file_backend(file: File, place: &str) -> Result<FileBackend, StoreError> {
     FileBackend::new(file).map_err(|error| translate(error.into(), place, "open"))
 }
 
-fn open_database(backend: impl StorageBackend, place: &str, verify: bool) -> Result<Database, StoreError> {
-    let open = || Builder::new().set_cache_size(CACHE_BYTES).set_check_integrity_on_open(verify).create_with_backend(backend);
+fn open_database(backend: impl StorageBackend, place: &str, check: Check) -> Result<Database, StoreError> {
+    let open =
+        || Builder::new().set_cache_size(CACHE_BYTES).set_check_integrity_on_open(check == Check::Always).create_with_backend(backend);
     // redb may panic on a file that something else wrote to.
     match catch_unwind(AssertUnwindSafe(open)) {
         Ok(opened) => opened.map_err(|error| translate(error.into(), place, "open")),
@@ -201,7 +210,7 @@ fn initialize(database: &Database) -> Result<(), redb::Error> {
 }
 
 /// Is it ours, of a version that we read, with all its tables?
-fn check(database: &Database, place: &str) -> Result<(), StoreError> {
+fn recognize(database: &Database, place: &str) -> Result<(), StoreError> {
     let foreign = |detail: &str| StoreError::Foreign { place: place.to_owned(), detail: detail.to_owned() };
     let damaged = |detail: String| StoreError::Damaged { place: place.to_owned(), detail };
     let transaction = database.begin_read().map_err(|error| translate(error.into(), place, "open"))?;
