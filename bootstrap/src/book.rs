@@ -435,7 +435,7 @@ mod tests {
         let mut book = AddressBook::default();
         for number in 0..PEERS_MAX as u32 {
             for port in 0..ADDRESSES_PER_PEER_MAX {
-                let name = format!("{}.{:x<51}", "y".repeat(60), number);
+                let name = format!("{}.{:x<57}", "y".repeat(60), number);
                 let address = format!("/dns4/{name}/tcp/{}", 65_000 + port);
                 assert!(address.len() <= ENTRY_TEXT_BYTES_MAX && address.len() + 6 > ENTRY_TEXT_BYTES_MAX, "{}", address.len());
                 book.learned(peer(number), &[&address], u64::MAX);
