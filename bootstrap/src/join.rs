@@ -719,7 +719,7 @@ mod tests {
     #[test]
     fn our_own_address_is_never_dialed() {
         let own = format!("{}/p2p/{}", bare(9), ME.to_peer_id_string());
-        let mut world = World::of(&[&[own.clone()]], &[], &[]);
+        let mut world = World::of(&[std::slice::from_ref(&own)], &[], &[]);
         assert_eq!(world.feed(JoinEvent::Started), (vec![], vec![JoinAdvice::OnlyOurselves { addresses: vec![own] }]));
         // Without a name it takes one attempt to know, in either of libp2p's words.
         for reason in [
