@@ -881,6 +881,37 @@ mod tests {
     }
 
     #[test]
+    fn short_company_does_not_leave_a_long_backoff_behind() {
+        let mut longest = 0;
+        for seed in 0..50 {
+            let mut world = World { rng: ChaCha20Rng::seed_from_u64(seed), ..World::of(&[], &[at(1)], &[]) };
+            world.feed(JoinEvent::Started);
+            world.failed(&at(1), "connection refused");
+            world.refuse_everything_until(T0 + 600_000);
+            world.now_ms = world.joiner.deadline().expect("it is tried again");
+            assert_eq!(world.feed(JoinEvent::Tick).0, [at(1)]);
+            world.feed(JoinEvent::Connected { peer: peer(2), address: None });
+            world.failed(&at(1), "connection refused");
+            longest = longest.max(world.joiner.deadline().expect("now and then") - world.now_ms);
+            world.lost(2);
+            assert!(world.joiner.deadline().expect("soon") <= world.now_ms + BACKOFF_MAX_MS, "seed {seed}");
+        }
+        assert!(longest > BACKOFF_MAX_MS, "company should have made it wait longer: {longest}");
+    }
+
+    #[test]
+    fn an_address_that_names_a_peer_is_not_reached_by_reaching_another() {
+        let mut world = World::of(&[], &[at(1)], &[]);
+        world.feed(JoinEvent::Started);
+        world.feed(JoinEvent::Connected { peer: peer(2), address: Some(at(1)) });
+        assert_eq!(world.joiner.connected(), 1);
+        world.now_ms += DIAL_TIMEOUT_MS;
+        world.feed(JoinEvent::Tick);
+        let log = world.refuse_everything_until(world.now_ms + CONNECTED_BACKOFF_MAX_MS);
+        assert!(log.iter().any(|(_, address)| *address == at(1)), "{log:?}");
+    }
+
+    #[test]
     fn a_dial_without_an_answer_counts_as_failed() {
         let mut world = World::of(&[], &[at(1)], &[]);
         world.feed(JoinEvent::Started);
