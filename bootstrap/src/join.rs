@@ -54,6 +54,9 @@ const CONNECTED_MAX: usize = 4096;
 /// While nobody answers, the operator is told again after this long.
 const ADVICE_REPEAT_MS: u64 = 300_000;
 
+/// How the shell, or libp2p itself, says that a dialed address is this node's own where it does not name the peer.
+const OURSELVES_WORDS: [&str; 2] = ["this node itself", "local peer id"];
+
 /// Everything that is known about where the mesh is.
 #[derive(Clone, Debug, Default)]
 pub struct JoinSources {
@@ -72,7 +75,7 @@ pub struct JoinSources {
 pub enum JoinEvent {
     /// The shell is ready to dial.
     Started,
-    /// The first connection with `peer`, or another one.
+    /// The first connection with `peer`. Further ones may be told, and make no difference but for the address they led to.
     Connected {
         /// Who.
         peer: PeerKey,
@@ -88,7 +91,8 @@ pub enum JoinEvent {
     DialFailed {
         /// The multiaddr that was dialed.
         address: String,
-        /// Why, in libp2p's words.
+        /// Why, in words for the operator. A peer id in them that is not the expected one is who answered; "this node itself" says that
+        /// the address is our own.
         reason: String,
     },
     /// The address book has changed. Told now and then, so that a rejoin knows what was learned since the start.
@@ -205,6 +209,8 @@ struct Lead {
     failures: u32,
     /// Why the last attempt failed.
     reason: Option<String>,
+    /// Who answered there last, where the address does not say.
+    answered: Option<PeerKey>,
     /// Whom the operator was told of.
     wrong_peer: Option<PeerKey>,
 }
@@ -335,12 +341,20 @@ impl Joiner {
         }
         self.together_since_ms.get_or_insert(now_ms);
         self.unreachable_told_ms = None;
-        let dialed = address.and_then(|address| self.dialed_as(address));
-        for (index, lead) in self.leads.iter_mut().enumerate() {
-            // An address that names another peer cannot have led to this one.
-            let led_here = dialed == Some(index) && lead.address.peer().is_none_or(|named| named == peer);
-            if lead.state != State::Ourselves && (led_here || lead.address.peer() == Some(peer)) {
+        let place = address.and_then(|address| address.parse::<Address>().ok()).map(Address::without_peer);
+        // The shell tells of a peer once, however many addresses led to it: all that are known to be its own count as reached.
+        let places: Vec<Address> =
+            self.leads.iter().filter(|lead| lead.address.peer() == Some(peer)).map(Lead::place).chain(place.clone()).collect();
+        for lead in self.leads.iter_mut().filter(|lead| lead.state != State::Ourselves) {
+            let reached = match lead.address.peer() {
+                Some(named) => named == peer, // reaching another does not reach this one
+                None => lead.answered == Some(peer) || places.contains(&lead.address),
+            };
+            if reached {
                 lead.state = State::Connected { peer };
+            }
+            if place.as_ref() == Some(&lead.address) {
+                lead.answered = Some(peer);
             }
         }
     }
@@ -384,7 +398,7 @@ impl Joiner {
         let lead = &mut self.leads[index];
         let expected = lead.address.peer();
         let answered = answered_instead(reason, expected);
-        if answered == Some(me) || reason.to_ascii_lowercase().contains("local peer id") {
+        if answered == Some(me) || OURSELVES_WORDS.iter().any(|words| reason.contains(words)) {
             lead.state = State::Ourselves;
             if alone {
                 self.advise_if_nobody_known(advice);
@@ -396,7 +410,7 @@ impl Joiner {
             && lead.wrong_peer != Some(answered)
         {
             lead.wrong_peer = Some(answered);
-            advice.push(JoinAdvice::WrongPeer { address: lead.address.clone().without_peer().to_string(), expected, answered });
+            advice.push(JoinAdvice::WrongPeer { address: lead.place().to_string(), expected, answered });
         }
     }
 
@@ -419,7 +433,7 @@ impl Joiner {
         if address.peer() == Some(self.me) {
             // In our own ticket, say. Kept where the operator gave it, so that it can be said that there is nothing else.
             if given && !self.leads.iter().any(|lead| lead.address == address) {
-                self.leads.push(Lead { address, given, state: State::Ourselves, failures: 0, reason: None, wrong_peer: None });
+                self.leads.push(Lead::new(address, given, State::Ourselves));
             }
             return;
         }
@@ -430,7 +444,7 @@ impl Joiner {
             Some(peer) if self.connected.contains_key(&peer) => State::Connected { peer },
             _ => State::Waiting { until_ms: now_ms },
         };
-        self.leads.push(Lead { address, given, state, failures: 0, reason: None, wrong_peer: None });
+        self.leads.push(Lead::new(address, given, state));
     }
 
     fn expire_dials(&mut self, now_ms: u64, rng: &mut dyn CryptoRng) {
@@ -490,7 +504,7 @@ impl Joiner {
         let place = address.clone().without_peer();
         let same_place = |lead: &Lead| {
             let unnamed = lead.address.peer().is_none() || address.peer().is_none();
-            unnamed && lead.address.clone().without_peer() == place
+            unnamed && lead.place() == place
         };
         let exact = self.leads.iter().position(|lead| dialing(lead) && lead.address == address);
         exact.or_else(|| self.leads.iter().position(|lead| dialing(lead) && same_place(lead)))
@@ -506,6 +520,14 @@ impl Joiner {
 }
 
 impl Lead {
+    fn new(address: Address, given: bool, state: State) -> Self {
+        Self { address, given, state, failures: 0, reason: None, answered: None, wrong_peer: None }
+    }
+
+    fn place(&self) -> Address {
+        self.address.clone().without_peer()
+    }
+
     fn fail(&mut self, reason: String, now_ms: u64, alone: bool, rng: &mut dyn CryptoRng) {
         self.failures = self.failures.saturating_add(1);
         self.reason = Some(reason);
@@ -719,10 +741,11 @@ mod tests {
     #[test]
     fn our_own_address_is_never_dialed() {
         let own = format!("{}/p2p/{}", bare(9), ME.to_peer_id_string());
-        let mut world = World::of(&[&[own.clone()]], &[], &[]);
+        let mut world = World::of(&[std::slice::from_ref(&own)], &[], &[]);
         assert_eq!(world.feed(JoinEvent::Started), (vec![], vec![JoinAdvice::OnlyOurselves { addresses: vec![own] }]));
         // Without a name it takes one attempt to know, in either of libp2p's words.
         for reason in [
+            "this node itself is there".into(),
             "Dial error: tried to dial local peer id at \"/ip4/10.0.0.9/tcp/4001\".".into(),
             format!("Unexpected peer ID {}", ME.to_peer_id_string()),
         ] {
@@ -878,6 +901,58 @@ mod tests {
             dials += world.feed(JoinEvent::Tick).0.len();
         }
         assert!((8..60).contains(&dials), "ten minutes: {dials}");
+    }
+
+    #[test]
+    fn short_company_does_not_leave_a_long_backoff_behind() {
+        let mut longest = 0;
+        for seed in 0..50 {
+            let mut world = World { rng: ChaCha20Rng::seed_from_u64(seed), ..World::of(&[], &[at(1)], &[]) };
+            world.feed(JoinEvent::Started);
+            world.failed(&at(1), "connection refused");
+            world.refuse_everything_until(T0 + 600_000);
+            world.now_ms = world.joiner.deadline().expect("it is tried again");
+            assert_eq!(world.feed(JoinEvent::Tick).0, [at(1)]);
+            world.feed(JoinEvent::Connected { peer: peer(2), address: None });
+            world.failed(&at(1), "connection refused");
+            longest = longest.max(world.joiner.deadline().expect("now and then") - world.now_ms);
+            world.lost(2);
+            assert!(world.joiner.deadline().expect("soon") <= world.now_ms + BACKOFF_MAX_MS, "seed {seed}");
+        }
+        assert!(longest > BACKOFF_MAX_MS, "company should have made it wait longer: {longest}");
+    }
+
+    #[test]
+    fn an_address_that_names_a_peer_is_not_reached_by_reaching_another() {
+        let mut world = World::of(&[], &[at(1)], &[]);
+        world.feed(JoinEvent::Started);
+        world.feed(JoinEvent::Connected { peer: peer(2), address: Some(at(1)) });
+        assert_eq!(world.joiner.connected(), 1);
+        world.now_ms += DIAL_TIMEOUT_MS;
+        world.feed(JoinEvent::Tick);
+        let log = world.refuse_everything_until(world.now_ms + CONNECTED_BACKOFF_MAX_MS);
+        assert!(log.iter().any(|(_, address)| *address == at(1)), "{log:?}");
+    }
+
+    #[test]
+    fn an_unnamed_address_of_a_connected_peer_is_left_alone() {
+        // The book knows who lives there; the peer itself came to us first.
+        let mut world = World::of(&[], &[bare(1)], &[1]);
+        world.feed(JoinEvent::Started);
+        world.feed(JoinEvent::Connected { peer: peer(1), address: None });
+        assert_eq!(world.joiner.deadline(), None);
+        // Nobody knew, but it answered there once.
+        let mut world = World::of(&[], &[bare(1)], &[]);
+        world.feed(JoinEvent::Started);
+        world.feed(JoinEvent::Connected { peer: peer(1), address: Some(bare(1)) });
+        world.now_ms += STABLE_MS;
+        world.lost(1);
+        world.feed(JoinEvent::Connected { peer: peer(1), address: None });
+        assert_eq!(world.joiner.deadline(), None);
+        // Another peer is no reason to leave it alone.
+        world.lost(1);
+        world.feed(JoinEvent::Connected { peer: peer(2), address: None });
+        assert!(world.joiner.deadline().is_some());
     }
 
     #[test]
