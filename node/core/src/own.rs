@@ -181,6 +181,8 @@ impl Owned {
         let set = manifest.as_older_set();
         self.live.retain(|other| other.holders != set.holders);
         self.live.push(set);
+        self.live.sort_by_key(|set| set.version);
+        self.live.dedup_by_key(|set| set.version);
         if self.live.len() > persona_fragments::manifest::OLDER_SETS_MAX {
             self.live.remove(0);
         }
