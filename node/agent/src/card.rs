@@ -135,7 +135,7 @@ mod tests {
     use persona_fragments::Ed25519Verifier;
 
     use super::*;
-    use crate::testing::{agent, other_agent};
+    use crate::testing::{agent, thief};
 
     #[test]
     fn a_card_reads_back_as_it_was_signed() {
@@ -160,7 +160,7 @@ mod tests {
 
     #[test]
     fn a_stolen_signing_key_cannot_put_other_behaviour_keys_under_the_commitment() {
-        let (me, thief) = (agent("ada", 1), other_agent("ada", 2));
+        let (me, thief) = (agent("ada", 1), thief("ada", 1));
         let mut card = me.card(PeerKey([3; 32]), 1_000);
         card.behaviour_x25519 = *thief.behaviour_keys().x25519_public();
         card.behaviour_mlkem = thief.behaviour_keys().mlkem_public().to_vec();

@@ -34,3 +34,6 @@ pub use personality::{BehaviourKeys, Birth, Genesis, Personality, PersonalityErr
 pub use recovery::{KdfParams, Recovered, RecoveryError, RecoveryFile};
 pub use relationship::{Direction, Entry, Interaction, Relationship, RelationshipError, Summary, Tallies};
 pub use secret::{BehaviourSeed, RootSecret, published_name};
+
+#[cfg(test)]
+mod testing;

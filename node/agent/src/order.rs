@@ -141,7 +141,7 @@ fn divide(limbs: &mut [u64; 4], divisor: u64) -> usize {
 mod tests {
     use chacha20::ChaCha20Rng;
     use proptest::prelude::*;
-    use rand_core::{Rng as _, SeedableRng as _};
+    use rand_core::SeedableRng as _;
 
     use super::*;
 
