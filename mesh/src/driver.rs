@@ -1,6 +1,6 @@
 //! The one task that owns the swarm. Its whole life is [`Driver::run`]: one `select!`, a handler for each thing that can happen.
 //!
-//! It never waits for the receiver of its events. Results are kept until they fit, and as many as [`MeshLimits::operations_max`] may wait
+//! It never waits for the receiver of its events. Results are kept until they fit, and as many as `operations_max` may wait
 //! before no more commands are taken; who is connected is told as a difference; everything else is dropped and counted.
 
 use std::{
@@ -234,6 +234,7 @@ impl Driver {
         let failed = |address: &Multiaddr, reason: String| MeshError::Listen { address: address.to_string(), reason };
         let mut waiting: Vec<(ListenerId, Multiaddr)> = Vec::new();
         for address in listen {
+            probe(address).map_err(|error| failed(address, error.to_string()))?;
             let id = self.swarm.listen_on(address.clone()).map_err(|error| failed(address, error.to_string()))?;
             waiting.push((id, address.clone()));
         }
@@ -935,11 +936,12 @@ impl Driver {
                         .or(errors.first())
                         .map_or_else(|| error.to_string(), |(_, error)| deepest(error))
                 }
-                DialError::LocalPeerId { .. } => "this node itself is there".to_owned(),
+                // The swarm leaves out addresses that it listens on.
+                DialError::LocalPeerId { .. } | DialError::NoAddresses => "this node itself is there".to_owned(),
                 DialError::WrongPeerId { obtained, .. } => format!("another node is there: {obtained}"),
                 DialError::DialPeerConditionFalse(_) => "this peer is being dialed already".to_owned(),
                 DialError::Denied { cause } => deepest(cause),
-                DialError::NoAddresses | DialError::Aborted => error.to_string(),
+                DialError::Aborted => error.to_string(),
             };
             self.dial_failed(address, reason);
         }
@@ -1071,6 +1073,15 @@ impl Driver {
             counters: self.counters.read(),
         };
         *self.view.lock() = view;
+    }
+}
+
+/// Whether a TCP port is free. libp2p listens with `SO_REUSEPORT`, so that it can dial from the same port; with that a second node of the
+/// same user would listen there without an error, and take every other connection that was meant for the first.
+fn probe(address: &Multiaddr) -> std::io::Result<()> {
+    match peer::tcp_socket(address) {
+        Some(socket) if socket.port() != 0 => std::net::TcpListener::bind(socket).map(drop),
+        _ => Ok(()),
     }
 }
 

@@ -67,7 +67,10 @@ impl Foreign {
         let keypair = Keypair::ed25519_from_bytes([seed; 32]).expect("a seed");
         let me = keypair.public().to_peer_id();
         let protocol = |name: &str| StreamProtocol::try_from_owned(format!("/persona/{mesh}/{name}")).expect("a protocol name");
-        let mut kad = kad::Behaviour::with_config(me, kad::store::MemoryStore::new(me), kad::Config::new(protocol("kad/1.0.0")));
+        let mut config = kad::Config::new(protocol("kad/1.0.0"));
+        // A refused PUT_VALUE is silence: the refusing side means to close the stream, but nothing wakes it up to do so.
+        config.set_substreams_timeout(Duration::from_secs(1));
+        let mut kad = kad::Behaviour::with_config(me, kad::store::MemoryStore::new(me), config);
         kad.set_mode(Some(kad::Mode::Client));
         let gossip = gossipsub::ConfigBuilder::default()
             .validation_mode(gossipsub::ValidationMode::Anonymous)
