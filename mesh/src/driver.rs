@@ -372,6 +372,7 @@ impl Driver {
             return;
         }
         if self.is_overloaded() {
+            self.counters.lookups_overloaded.add();
             return self.result(MeshEvent::Found { id, peers: Vec::new() });
         }
         let query = self.swarm.behaviour_mut().kad.get_closest_peers(key);
@@ -385,6 +386,7 @@ impl Driver {
             return;
         }
         if self.is_overloaded() {
+            self.counters.lookups_overloaded.add();
             return self.result(MeshEvent::Record { id, values: Vec::new() });
         }
         let key = kad::RecordKey::from(key);
@@ -592,7 +594,13 @@ impl Driver {
         if self.swarm.is_connected(&peer) {
             return;
         }
-        self.book.remove(&peer);
+        // Whoever does not answer over TCP may still answer over QUIC.
+        if let Some(known) = self.book.get_mut(&peer) {
+            known.addresses.retain(|address| !peer::is_tcp(address));
+            if known.addresses.is_empty() {
+                self.book.remove(&peer);
+            }
+        }
         let now = Instant::now();
         if self.failing.len() >= FAILING_PEERS_MAX && !self.failing.contains_key(&peer) {
             self.failing.clear();
