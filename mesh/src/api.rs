@@ -39,7 +39,9 @@ pub enum MeshCommand {
         /// The answer; same limit as a request.
         frame: Vec<u8>,
     },
-    /// Which nodes are closest to a key? [`MeshEvent::Found`], after at most [`LOOKUP_TIMEOUT`](crate::LOOKUP_TIMEOUT).
+    /// Which nodes are closest to a key? [`MeshEvent::Found`], after at most [`LOOKUP_TIMEOUT`](crate::LOOKUP_TIMEOUT). Nobody is found
+    /// while the routing table is empty (a new peer enters it once it has introduced itself, a round trip after it connected), and
+    /// nobody when too many operations are under way (counted).
     Lookup {
         /// The caller's name for it.
         id: u64,

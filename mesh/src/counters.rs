@@ -56,6 +56,8 @@ counters! {
     lookups,
     /// Lookups and record reads that had not ended after their time: what they had by then was the result.
     lookups_cut_short,
+    /// Lookups and record reads that were not begun because too many operations were under way: their result is empty.
+    lookups_overloaded,
     /// Gossip messages handed over.
     gossip_received,
     /// Gossip messages ignored because too many awaited judgement, or the event receiver was too slow.

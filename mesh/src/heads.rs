@@ -16,6 +16,8 @@ use libp2p::{
 use parking_lot::RwLock;
 use persona_fragments::SectionKey;
 
+use crate::HEAD_BYTES_MAX;
+
 /// The certified heads that this node serves, by their Kademlia key. Bounded by its writer: it has an entry for each head in the store.
 #[derive(Debug, Default)]
 pub struct HeadIndex {
@@ -28,9 +30,11 @@ impl HeadIndex {
         Self::default()
     }
 
-    /// Serves `head` for the section from now on; `None` stops serving one.
+    /// Serves `head` for the section from now on; `None` stops serving one. A head of more than [`HEAD_BYTES_MAX`] is not served, and
+    /// neither is the one before it: it would not fit into a Kademlia message, and its asker would see a broken stream.
     pub fn set(&self, key: &SectionKey, head: Option<Vec<u8>>) {
         let key = key.to_kad_key().into_bytes();
+        let head = head.filter(|head| head.len() <= HEAD_BYTES_MAX);
         let mut heads = self.heads.write();
         match head {
             Some(head) => heads.insert(key, head.into()),
@@ -122,7 +126,8 @@ mod tests {
         assert_eq!(index.get(&section).as_deref(), Some(&b"head"[..]));
         assert_eq!(index.len(), 1);
 
-        index.set(&section, None);
+        index.set(&section, Some(vec![0; HEAD_BYTES_MAX + 1]));
+        assert!(index.is_empty(), "neither the head that is too long nor the one it replaces");
         assert!(served.get(&key).is_none() && served.put(record).is_err());
     }
 }

@@ -1,5 +1,7 @@
 //! Peer ids of libp2p and peer keys of ours are the same 32 bytes in two dresses.
 
+use std::net::{IpAddr, SocketAddr};
+
 use libp2p::{Multiaddr, PeerId, multiaddr::Protocol};
 use persona_fragments::PeerKey;
 
@@ -32,6 +34,20 @@ pub(crate) fn strip(mut address: Multiaddr) -> Multiaddr {
 /// Whether the address goes over TCP.
 pub(crate) fn is_tcp(address: &Multiaddr) -> bool {
     address.iter().any(|part| matches!(part, Protocol::Tcp(_)))
+}
+
+/// The socket address of a TCP address that begins with an IP address.
+pub(crate) fn tcp_socket(address: &Multiaddr) -> Option<SocketAddr> {
+    let mut parts = address.iter();
+    let ip: IpAddr = match parts.next()? {
+        Protocol::Ip4(ip) => ip.into(),
+        Protocol::Ip6(ip) => ip.into(),
+        _ => return None,
+    };
+    match parts.next()? {
+        Protocol::Tcp(port) => Some(SocketAddr::new(ip, port)),
+        _ => None,
+    }
 }
 
 /// Whether the address means "this very machine", wherever it is read.
