@@ -137,8 +137,9 @@ impl Api {
         let status = response.status();
         let bytes = response.bytes().await.map_err(unreachable)?;
         let malformed = |reason: String| ApiError::Malformed { request: name.clone(), reason };
-        let answer: Value = serde_json::from_slice(&bytes)
-            .map_err(|error| malformed(format!("status {}, and no JSON ({error}): {}", status.as_u16(), String::from_utf8_lossy(&bytes))))?;
+        let answer: Value = serde_json::from_slice(&bytes).map_err(|error| {
+            malformed(format!("status {}, and no JSON ({error}): {}", status.as_u16(), String::from_utf8_lossy(&bytes)))
+        })?;
         if status.is_success() {
             return Ok(answer);
         }
@@ -246,10 +247,9 @@ pub fn to_base64(bytes: &[u8]) -> String {
 /// # Errors
 /// [`ApiError::Malformed`], naming the field.
 pub fn from_base64(value: &Value, pointer: &str) -> Result<Vec<u8>, ApiError> {
-    data_encoding::BASE64.decode(text(value, pointer)?.as_bytes()).map_err(|error| ApiError::Malformed {
-        request: format!("the field {pointer}"),
-        reason: format!("it should be base64: {error}"),
-    })
+    data_encoding::BASE64
+        .decode(text(value, pointer)?.as_bytes())
+        .map_err(|error| ApiError::Malformed { request: format!("the field {pointer}"), reason: format!("it should be base64: {error}") })
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "this crate owns processes, files, sockets and the clock")]
 
 mod api;
+pub mod demo;
 mod error;
 mod mesh;
 pub mod picture;

@@ -402,7 +402,11 @@ impl Drop for NodeProcess {
 ///
 /// # Errors
 /// [`DrillError::TooLate`] after `patience`, or any error of `probe` that is not the API's.
-pub async fn until<T>(what: &str, patience: Duration, mut probe: impl AsyncFnMut() -> Result<Option<T>, DrillError>) -> Result<T, DrillError> {
+pub async fn until<T>(
+    what: &str,
+    patience: Duration,
+    mut probe: impl AsyncFnMut() -> Result<Option<T>, DrillError>,
+) -> Result<T, DrillError> {
     let started = Instant::now();
     loop {
         let detail = match probe().await {
@@ -427,7 +431,8 @@ mod tests {
     fn pretend(dir: &Path, script: &str) -> PathBuf {
         let path = dir.join("persona");
         // Written by another process: a descriptor open for writing that a neighbouring test's child inherits would make the file "busy".
-        let mut writer = Command::new("sh").args(["-c", "cat > persona && chmod 755 persona"]).current_dir(dir).stdin(Stdio::piped()).spawn().unwrap();
+        let mut writer =
+            Command::new("sh").args(["-c", "cat > persona && chmod 755 persona"]).current_dir(dir).stdin(Stdio::piped()).spawn().unwrap();
         writer.stdin.take().unwrap().write_all(format!("#!/bin/sh\n{script}\n").as_bytes()).unwrap();
         assert!(writer.wait().unwrap().success());
         path
@@ -486,7 +491,10 @@ exec sleep 600"#;
     async fn a_verb_is_spoken_to_the_nodes_directory() {
         let scratch = tempfile::tempdir().unwrap();
         let up = COMES_UP.replace("exec sleep", "[ \"$1\" = up ] && exec sleep");
-        let binary = pretend(scratch.path(), &format!("[ \"$1\" = status ] && {{ echo \"{{\\\"said\\\":\\\"$*\\\"}}\"; echo talk >&2; exit 0; }}\n{up}"));
+        let binary = pretend(
+            scratch.path(),
+            &format!("[ \"$1\" = status ] && {{ echo \"{{\\\"said\\\":\\\"$*\\\"}}\"; echo talk >&2; exit 0; }}\n{up}"),
+        );
         let node = NodeProcess::start(&binary, &scratch.path().join("node"), options()).await.unwrap();
         let spoken = node.verb(["status", "--json"]).await.unwrap();
         assert_eq!(spoken.json().unwrap()["said"], format!("status --json --dir {}", node.dir().display()));
