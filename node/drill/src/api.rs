@@ -42,7 +42,7 @@ pub struct Problem {
 pub enum ApiError {
     /// The node refused, and said why.
     #[error("{} (status {}): {}; hint: {}", .0.title, .0.status, .0.detail, .0.hint)]
-    Problem(Problem),
+    Problem(Box<Problem>),
     /// No answer: the node is dead, paused or hung.
     #[error("no answer to {request}: {reason}")]
     Unreachable {
@@ -145,13 +145,13 @@ impl Api {
         }
         let field = |key: &str| answer.get(key).and_then(Value::as_str).map(str::to_owned);
         let Some(title) = field("title") else { return Err(malformed(format!("status {} without a title: {answer}", status.as_u16()))) };
-        Err(ApiError::Problem(Problem {
+        Err(ApiError::Problem(Box::new(Problem {
             status: status.as_u16(),
             title,
             detail: field("detail").unwrap_or_default(),
             hint: field("hint").unwrap_or_default(),
             data: answer.get("data").cloned().unwrap_or(Value::Null),
-        }))
+        })))
     }
 }
 
