@@ -1,0 +1,611 @@
+//! `persona demo`: a personality outlives its machines, told with real processes.
+//!
+//! A mesh is started, agents are born and talk until they know each other. Then the host of one of them and some holders of its `core` are killed
+//! at once, the host's directory goes away, and the agent is imported elsewhere from its recovery file alone. What comes back is compared byte for
+//! byte with what was born; a partner judges whether it is really the same; an impostor who stole the signing key tries to be. At last the dead
+//! return. What must hold depends on how many were killed (docs/guarantees.md); the report says what did.
+
+mod cast;
+mod report;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use self::cast::{
+    Bond, Person, Section, bear, bond_came_back, bonds, conversation, find_in_inbox, find_verdict, home_api, import, personality, put_of,
+    quiet, same_personality, say, sections, settle,
+};
+pub use self::report::{CoreReport, DemoReport, ModeOutcome, Modes};
+use self::report::{Promise, READ_PROMISE, Seen, check_modes, note_import, note_refusal, seen_by};
+use crate::api::{self, Api, ApiError, from_base64, number, path_segment, query, text};
+use crate::mesh::{Mesh, MeshOptions};
+use crate::picture::{self, Row};
+use crate::process::until;
+use crate::story::Story;
+use crate::victims::{self, Choice, Placement};
+
+/// The attributes that the demo's agents are born with: docs/examples.
+const MIRA: &str = include_str!("../../../docs/examples/mira.json");
+const TOMAS: &str = include_str!("../../../docs/examples/tomas.json");
+const INES: &str = include_str!("../../../docs/examples/ines.json");
+
+/// Seals the demo's keystores and its recovery file. It protects nothing: all of it is gone a minute later.
+const PASSPHRASE: &str = "for the length of a demonstration";
+/// A host, two partners and a node to come back on.
+const NODES_MIN: usize = 4;
+/// How long anything may take that has no promise of its own: two busy cores carry the whole mesh.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How far ahead of the last counter that he knows of an impostor writes: acknowledgements use counters too, and he must not look like a replay.
+const COUNTER_AHEAD: u64 = 16;
+
+/// What the demo is asked for.
+#[derive(Clone, Debug)]
+pub struct DemoOptions {
+    /// How many processes. Default: 14, so that thirteen others can hold the ten shards of a host's `core`.
+    pub nodes: usize,
+    /// How many of them are killed at once: the host, and the rest from its agent's core holders. Default: 4, the most that changes nothing.
+    pub kill: usize,
+    /// The attributes of the agent that moves. Default: docs/examples/mira.json.
+    pub attributes: Option<PathBuf>,
+    /// The report goes to stdout as one JSON object, and the story to stderr.
+    pub json: bool,
+    /// The state directories stay.
+    pub keep: bool,
+}
+
+impl Default for DemoOptions {
+    fn default() -> Self {
+        Self { nodes: 14, kill: 4, attributes: None, json: false, keep: false }
+    }
+}
+
+/// What an impostor has: everything that lies in a stolen recovery file, and what anybody may know. Not the personality.
+#[derive(Clone, Copy, Debug)]
+pub struct ForgeInput<'a> {
+    /// The stolen recovery file.
+    pub recovery: &'a [u8],
+    /// Its passphrase: the thief knows that too.
+    pub passphrase: &'a str,
+    /// Whom he pretends to be.
+    pub sender: &'a str,
+    /// The sender's public card, as the API shows it.
+    pub sender_card: &'a Value,
+    /// Whom he writes to.
+    pub recipient: &'a str,
+    /// The recipient's public card, as the API shows it.
+    pub recipient_card: &'a Value,
+    /// The sender's certified term.
+    pub term: u64,
+    /// A counter that the recipient has not seen yet.
+    pub counter: u64,
+    /// What he wants to say.
+    pub text: &'a str,
+}
+
+/// Makes an impostor's envelope: rightly signed, addressed and numbered, but in an order and with a tag that he has to guess. The `persona` crate
+/// supplies it, so that a drill stays free of the code that it judges.
+pub type ForgeEnvelope<'f> = dyn Fn(&ForgeInput<'_>) -> Result<Vec<u8>> + Send + Sync + 'f;
+
+/// The whole verb: tells the story on stdout (with `json` on stderr, and the report on stdout) and answers whether all that was promised held.
+///
+/// # Errors
+/// As [`demo`].
+pub async fn command(binary: &Path, options: &DemoOptions, forge: &ForgeEnvelope<'_>, cancel: impl Future<Output = ()>) -> Result<bool> {
+    let report = if options.json {
+        demo(binary, options, forge, &mut std::io::stderr(), cancel).await?
+    } else {
+        demo(binary, options, forge, &mut std::io::stdout(), cancel).await?
+    };
+    if options.json {
+        writeln!(std::io::stdout(), "{}", serde_json::to_string(&report)?)?;
+    }
+    Ok(report.broken.is_empty())
+}
+
+/// Runs the demo with `binary` as every node and tells the story to `out`. When `cancel` completes it stops where it is; in every case the
+/// processes are dead and the directories gone (unless kept) before it returns.
+///
+/// # Errors
+/// A step could not be carried out at all: a node would not start, an answer broke the contract, or the demo was cancelled. A promise that did
+/// not hold is no error but stands in [`DemoReport::broken`].
+pub async fn demo(
+    binary: &Path,
+    options: &DemoOptions,
+    forge: &ForgeEnvelope<'_>,
+    out: &mut (dyn Write + Send),
+    cancel: impl Future<Output = ()>,
+) -> Result<DemoReport> {
+    ensure!(options.nodes >= NODES_MIN, "a demo needs at least {NODES_MIN} nodes: a host, two partners, and one to come back on");
+    ensure!(options.kill >= 1, "the demo kills at least the host: --kill 1 or more");
+    ensure!(options.kill + 2 <= options.nodes, "at least two nodes must live on: --kill {} or less", options.nodes - 2);
+    let attributes = match &options.attributes {
+        None => MIRA.to_owned(),
+        Some(path) => std::fs::read_to_string(path).with_context(|| format!("cannot read the attributes in {}", path.display()))?,
+    };
+    let mut story = Story::begin(out);
+    // The mesh lives inside the future: whichever way this ends, it is dropped here and takes its processes with it.
+    tokio::select! {
+        told = tell(binary, options, &attributes, forge, &mut story) => told,
+        () = cancel => bail!("interrupted; the processes are gone and so are their directories"),
+    }
+}
+
+async fn tell(
+    binary: &Path,
+    options: &DemoOptions,
+    attributes: &str,
+    forge: &ForgeEnvelope<'_>,
+    story: &mut Story<'_>,
+) -> Result<DemoReport> {
+    let mut broken = Vec::new();
+
+    // A mesh.
+    story.tell(format!("{} processes start on this machine: real nodes, TCP and QUIC, one directory each.", options.nodes));
+    let mesh_options = MeshOptions { keep: options.keep, ..MeshOptions::of(options.nodes, PASSPHRASE) };
+    let mut mesh = Mesh::start(binary, &mesh_options).await?;
+    story.tell("All joined by the first one's ticket, and each has put a section and read it back through others: ready.");
+    if options.keep {
+        story.tell(format!("Their directories stay in {}.", mesh.scratch().display()));
+    }
+
+    // Births.
+    let host = 1;
+    let (mut mira, birth) = bear(&mesh, host, "mira", "archivist", attributes).await?;
+    let recovery = from_base64(&birth, "/recovery")?;
+    let core_put = put_of(&birth, "core")?;
+    let mut report = DemoReport {
+        nodes: options.nodes,
+        killed: options.kill,
+        agents: 1,
+        core: CoreReport {
+            n: number(core_put, "/n")?,
+            k: number(core_put, "/k")?,
+            f: number(core_put, "/f")?,
+            level_reached: number(core_put, "/level")?,
+            put_ms: api::float(core_put, "/ms")?,
+            ..CoreReport::default()
+        },
+        import_source: "mesh".to_owned(),
+        personality_identical: false,
+        relationships_identical: false,
+        messages_delivered: 0,
+        partner_accepts: false,
+        impostor_refused: false,
+        modes: Modes {
+            any: ModeOutcome::Short { have: 0, need: 0 },
+            regular: ModeOutcome::Short { have: 0, need: 0 },
+            atomic: ModeOutcome::Short { have: 0, need: 0 },
+        },
+        recovered_after_restart: false,
+        seconds: 0.0,
+        broken: Vec::new(),
+    };
+    let core = report.core.clone();
+    story.tell(format!(
+        "mira is born on node {:02}: {:.1} KiB of attributes, five traits, her quirks. Her recovery file has {} bytes.",
+        host + 1,
+        kib(attributes.len()),
+        recovery.len()
+    ));
+    story.tell(format!(
+        "Her core: {} shards, any {} rebuild it; {} holders had fsynced theirs and signed after {:.1} ms.",
+        core.n,
+        core.k,
+        number(core_put, "/acks")?,
+        core.put_ms
+    ));
+    ensure!(options.kill as u64 <= core.n + 1, "core has only {} holders: --kill {} or less", core.n, core.n + 1);
+    let mut partners = Vec::new();
+    for (home, name, role, attributes) in [(2, "tomas", "carpenter", TOMAS), (3, "ines", "pilot", INES)] {
+        let (partner, _) = bear(&mesh, home, name, role, attributes).await?;
+        story.tell(format!("{name} is born on node {:02}.", home + 1));
+        partners.push(partner);
+        report.agents += 1;
+    }
+
+    // Conversations.
+    for partner in &partners {
+        for (from, to, words) in conversation(&mira, partner) {
+            say(&mesh, from, to, words).await?;
+            report.messages_delivered += 1;
+        }
+    }
+    story.tell(format!("They talk: {} messages, each verified under its pair's own chain, then acknowledged.", report.messages_delivered));
+    let bonds = settle(&mesh, &mira, partners.len()).await.context("mira's sections did not settle")?;
+    for partner in &partners {
+        settle(&mesh, partner, 1).await.with_context(|| format!("{}'s sections did not settle", partner.name))?;
+    }
+    let before = sections(home_api(&mesh, &mira)?, &mira).await?;
+    let core_section = before.iter().find(|section| section.name == "core").context("mira's node lists no core section")?;
+    (report.core.n, report.core.k, report.core.f) = (core_section.n, core_section.k, core_section.f);
+    report.core.level_reached = core_section.level;
+    let get = personality(home_api(&mesh, &mira)?, &mira, "regular").await?;
+    report.core.get_ms = api::float(&get, "/ms")?;
+    story.tell(format!(
+        "Read by quorum in {:.1} ms: {} holders answered, {} shards came from other nodes. Level {}.",
+        report.core.get_ms,
+        number(&get, "/holders_answered")?,
+        number(&get, "/shards_from_network")?,
+        report.core.level_reached
+    ));
+    let peers = mesh.peer_ids();
+    story.tell("Where the shards are:");
+    story.show(&draw(&peers, &BTreeSet::new(), &mira, &partners, &before));
+
+    // The kill.
+    let choice = choose_victims(&mesh, &peers, &mira, &partners, &before, options.kill).await?;
+    tell_choice(story, &choice);
+    let lost = options.kill as u64 - 1;
+    let promise = Promise::after_losing(lost, report.core.n, report.core.k, report.core.f);
+    mesh.kill9(&choice.victims);
+    mesh.destroy_directory(host)?;
+    let dead: BTreeSet<usize> = choice.victims.iter().copied().collect();
+    let names: Vec<String> = choice.victims.iter().map(|node| format!("{:02}", node + 1)).collect();
+    story.tell(format!("SIGKILL, all at once: nodes {}. The host's directory is gone.", names.join(", ")));
+    story.show(&draw(&peers, &dead, &mira, &partners, &before));
+
+    // What still reads, seen from a node without any secret.
+    let survivors: Vec<usize> = (0..mesh.len()).filter(|node| !dead.contains(node)).collect();
+    let homes: BTreeSet<usize> = partners.iter().map(|partner| partner.home).collect();
+    let new_home = *survivors.iter().find(|node| !homes.contains(node)).or(survivors.first()).context("nobody lives")?;
+    let asked_at = Instant::now();
+    let seen = try_modes(mesh.node(new_home).api()?, &mira, &report.core).await?;
+    report.modes = seen.modes;
+    report.core.holders_answered = seen.answered;
+    if asked_at.elapsed() > READ_PROMISE {
+        broken.push(format!("an analysis after the kill took {:.1} s instead of 5 s at most", asked_at.elapsed().as_secs_f64()));
+    }
+
+    // The import, from the recovery file alone.
+    let asked_at = Instant::now();
+    let imported = import(mesh.node(new_home).api()?, &recovery).await;
+    let import_seconds = asked_at.elapsed().as_secs_f64();
+    let mut term = None;
+    match imported {
+        Ok(answer) => {
+            term = Some(number(&answer, "/term")?);
+            let mode = text(&answer, "/mode")?.to_owned();
+            story.tell(format!(
+                "Node {:02} imports mira from the recovery file alone: term {}, mode {mode}, {import_seconds:.2} s.",
+                new_home + 1,
+                number(&answer, "/term")?
+            ));
+            note_import(&mut report, &answer, promise, &mut broken)?;
+            if promise == Promise::Nothing {
+                broken.push(format!("the import succeeded although only {} shards of core can be left", report.core.n - lost));
+            }
+            mira.home = new_home;
+        }
+        Err(ApiError::Problem(problem)) => {
+            story.tell(format!("Node {:02} cannot import mira ({import_seconds:.2} s): {}.", new_home + 1, problem.detail));
+            note_refusal(&mut report, &problem, promise, import_seconds, &mut broken);
+        }
+        Err(error) => return Err(error.into()),
+    }
+    let told = report.modes;
+    story.tell(format!("After the kill: any {}; regular {}; atomic {}.", told.any.told(), told.regular.told(), told.atomic.told()));
+    check_modes(&report, promise, lost, &mut broken);
+
+    // Is it she? By bytes, then by the word of a partner.
+    let mut judged = false;
+    if term.is_some() {
+        compare(&mesh, &mira, &bonds, &mut report, story).await?;
+        let tomas = &partners[0];
+        let bond_came = bond_came_back(home_api(&mesh, &mira)?, &mira, tomas).await?;
+        if !dead.contains(&tomas.home) && (bond_came || promise == Promise::Everything) {
+            answer_and_impostor(&mesh, &mira, tomas, &recovery, &survivors, forge, &mut report, story).await?;
+            judged = true;
+        }
+        let now = sections(home_api(&mesh, &mira)?, &mira).await?;
+        story.tell("Where the shards are now:");
+        story.show(&draw(&peers, &dead, &mira, &partners, &now));
+    }
+
+    // The dead return, all but the host.
+    let ticket = mesh.ticket(new_home).await?;
+    for victim in choice.victims.iter().filter(|victim| **victim != host) {
+        let node = mesh.node_mut(*victim);
+        node.options_mut().join = vec![ticket.clone()];
+        node.options_mut().bootstrap.clear();
+        node.restart().await?;
+    }
+    mesh.wait_ready().await?;
+    if lost > 0 {
+        story.tell(format!("The other {lost} return on their old directories."));
+    }
+    if term.is_none() {
+        let api = mesh.node(new_home).api()?.clone();
+        let answer = until("the import to succeed with the dead back", PATIENCE, async || Ok(Some(import(&api, &recovery).await?))).await?;
+        mira.home = new_home;
+        report.import_source = text(&answer, "/import_source")?.to_owned();
+        story.tell(format!("Now node {:02} imports mira: mode {}.", new_home + 1, text(&answer, "/mode")?));
+        compare(&mesh, &mira, &bonds, &mut report, story).await?;
+    }
+    if !judged {
+        let living: Vec<usize> = (0..mesh.len()).filter(|node| *node != host).collect();
+        answer_and_impostor(&mesh, &mira, &partners[0], &recovery, &living, forge, &mut report, story).await?;
+    }
+    report.recovered_after_restart = match everything_reads(&mesh, &mira, &partners).await {
+        Ok(count) => {
+            story.tell(format!("Everything reads again: {count} sections, every personality as it was born."));
+            true
+        }
+        Err(error) => {
+            story.tell(format!("Not everything reads again: {error:#}."));
+            false
+        }
+    };
+
+    // The last word.
+    let bonds_promised = promise != Promise::LabelledAny || choice.own_overdrawn.is_empty();
+    let held = [
+        (report.personality_identical, true, "the personality came back identical"),
+        (report.relationships_identical, bonds_promised, "the relationships came back identical"),
+        (report.partner_accepts, bonds_promised, "the partner accepted the moved agent"),
+        (report.impostor_refused, true, "the impostor was refused"),
+        (report.recovered_after_restart, true, "everything read again after the restart"),
+        (report.import_source == "mesh", true, "the import came from the mesh"),
+    ];
+    broken.extend(held.iter().filter(|(held, promised, _)| *promised && !held).map(|(_, _, what)| format!("it did not hold that {what}")));
+    for promise in &broken {
+        story.tell(format!("BROKEN: {promise}."));
+    }
+    report.seconds = (story.seconds() * 10.0).round() / 10.0;
+    report.broken = broken;
+    story.tell(if report.broken.is_empty() { "All that was promised held." } else { "Not all that was promised held." });
+    Ok(report)
+}
+
+fn kib(bytes: usize) -> f64 {
+    bytes as f64 / 1024.0
+}
+
+/// Who dies, given where everything is.
+async fn choose_victims(
+    mesh: &Mesh,
+    peers: &[Option<String>],
+    mira: &Person,
+    partners: &[Person],
+    own: &[Section],
+    kill: usize,
+) -> Result<Choice> {
+    let placement = |owner: &str, own: bool, section: &Section| Placement {
+        section: format!("{owner}: {}", section.name),
+        own,
+        holders: crate::mesh::indices(peers, &section.holders).into_iter().collect(),
+        tolerated: usize::try_from(section.f).unwrap_or(usize::MAX),
+    };
+    let of_pairs = |section: &&Section| section.class == "relationship";
+    let mut placements: Vec<Placement> = own.iter().filter(of_pairs).map(|section| placement(mira.name, true, section)).collect();
+    for partner in partners {
+        let theirs = sections(home_api(mesh, partner)?, partner).await?;
+        placements.extend(theirs.iter().filter(of_pairs).map(|section| placement(partner.name, false, section)));
+    }
+    let core = own.iter().find(|section| section.name == "core").context("mira's node lists no core section")?;
+    let holders = crate::mesh::indices(peers, &core.holders);
+    ensure!(!holders.contains(&mira.home), "mira's own node holds a shard of her core: a host must never be its own agent's holder");
+    let homes = partners.iter().map(|partner| partner.home).collect();
+    let found = victims::choose(mira.home, &holders, kill, &homes, &placements);
+    found.with_context(|| format!("core has {} holders, too few to kill {} of them", holders.len(), kill - 1))
+}
+
+fn tell_choice(story: &mut Story<'_>, choice: &Choice) {
+    let overdrawn =
+        |list: &[(String, usize)]| list.iter().map(|(name, lost)| format!("{name} loses {lost}")).collect::<Vec<_>>().join(", ");
+    if choice.own_overdrawn.is_empty() && choice.partners_overdrawn.is_empty() {
+        story.tell("Chosen to die: the host and holders of her core, so that no relationship loses more than it tolerates.");
+    } else {
+        let all: Vec<_> = choice.own_overdrawn.iter().chain(&choice.partners_overdrawn).cloned().collect();
+        story.tell(format!("Chosen to die: the host and holders of her core. No choice spares every relationship: {}.", overdrawn(&all)));
+    }
+    if !choice.unspared.is_empty() {
+        let nodes: Vec<String> = choice.unspared.iter().map(|node| format!("{:02}", node + 1)).collect();
+        story.tell(format!("Homes of her partners die too: {}.", nodes.join(", ")));
+    }
+}
+
+fn draw(peers: &[Option<String>], dead: &BTreeSet<usize>, mira: &Person, partners: &[Person], sections: &[Section]) -> String {
+    let called = |section: &Section| {
+        let partner = partners.iter().find(|partner| section.name.ends_with(&partner.id));
+        let kind = section.name.split('/').next().unwrap_or_default();
+        match partner {
+            Some(partner) if kind == "relationship" => format!("bond with {}", partner.name),
+            Some(partner) => format!("{kind} with {}", partner.name),
+            None => format!("{} {}, any {}", section.name, section.n, section.k),
+        }
+    };
+    let shards = |section: &Section| {
+        let placed = section.holders.iter().enumerate();
+        let at = placed.filter_map(|(shard, holder)| Some((*crate::mesh::indices(peers, std::slice::from_ref(holder)).first()?, shard)));
+        at.collect()
+    };
+    let mut rows: Vec<Row> = sections.iter().map(|section| Row { label: called(section), shards: shards(section) }).collect();
+    rows.sort_by_key(|row| !row.label.starts_with("core"));
+    let homes = std::iter::once(mira).chain(partners).map(|person| (person.home, person.name.to_owned())).collect();
+    picture::draw(peers.len(), dead, &homes, &rows)
+}
+
+/// Asks every holder of `core` what it still has, from a node that has no secret of the agent, and counts what that is enough for.
+async fn try_modes(api: &Api, mira: &Person, core: &CoreReport) -> Result<Seen> {
+    let analysis = match api.get(&format!("/v1/analyze{}", query(&[("agent", &mira.id), ("section", "core")]))).await {
+        Ok(analysis) => analysis,
+        // Nobody who was asked knows a certified version any more.
+        Err(ApiError::Problem(problem)) if problem.title == "not-found" => {
+            let quorum = ModeOutcome::Short { have: 0, need: core.n - core.f };
+            return Ok(Seen {
+                modes: Modes { any: ModeOutcome::Short { have: 0, need: core.k }, regular: quorum, atomic: quorum },
+                answered: 0,
+            });
+        }
+        Err(error) => return Err(error.into()),
+    };
+    seen_by(&analysis)
+}
+
+/// Compares the moved agent with what was born, and its relationships with what they were.
+async fn compare(
+    mesh: &Mesh,
+    mira: &Person,
+    bonds_before: &BTreeMap<String, Bond>,
+    report: &mut DemoReport,
+    story: &mut Story<'_>,
+) -> Result<()> {
+    let bonds_after = bonds(home_api(mesh, mira)?, mira).await?;
+    report.relationships_identical = bonds_after == *bonds_before && !bonds_before.is_empty();
+    let read = personality(home_api(mesh, mira)?, mira, "regular").await?;
+    report.personality_identical = same_personality(&read, mira)?;
+    story.tell(format!(
+        "Her personality, read by quorum ({} shards from the network): {}.",
+        number(&read, "/shards_from_network")?,
+        if report.personality_identical { "byte for byte what was born" } else { "NOT what was born" }
+    ));
+    story.tell(format!(
+        "Her relationships: {} of {} as they were.",
+        bonds_before.iter().filter(|bond| bonds_after.get(bond.0) == Some(bond.1)).count(),
+        bonds_before.len()
+    ));
+    Ok(())
+}
+
+/// The moved agent writes to its partner, who verifies it and answers; then an impostor tries the same.
+#[expect(clippy::too_many_arguments, reason = "a scene needs its cast")]
+async fn answer_and_impostor(
+    mesh: &Mesh,
+    mira: &Person,
+    tomas: &Person,
+    recovery: &[u8],
+    living: &[usize],
+    forge: &ForgeEnvelope<'_>,
+    report: &mut DemoReport,
+    story: &mut Story<'_>,
+) -> Result<()> {
+    let tomas_api = home_api(mesh, tomas)?;
+    let cursor = number(&tomas_api.get("/v1/verdicts?after=0&wait_s=0").await?, "/next")?;
+    let words = "Tomas, it is me. I live somewhere else now, but I still know where the offcuts are.";
+    let sent = match say(mesh, mira, tomas, words).await {
+        Ok(sent) => sent,
+        Err(error) => {
+            story.tell(format!("tomas does not hear from the moved mira: {error:#}."));
+            return Ok(());
+        }
+    };
+    let counter = number(&sent, "/counter")?;
+    let verdict = find_verdict(tomas_api, cursor, |verdict| verdict["from"] == mira.id.as_str() && verdict["counter"] == counter).await?;
+    let verdict = verdict.context("tomas's node gave no verdict on the moved mira")?;
+    let term = number(&verdict, "/term")?;
+    report.partner_accepts = api::flag(&verdict, "/accepted")? && text(&verdict, "/reason")? == "accepted";
+    report.messages_delivered += 1;
+    story.tell(format!(
+        "She writes to tomas. His verdict: {} (term {term}, protocol order {}).",
+        text(&verdict, "/reason")?,
+        verdict["protocol"]
+    ));
+    if say(mesh, tomas, mira, "In the tea crate. It is you. Welcome home, wherever that is.").await.is_ok() {
+        report.messages_delivered += 1;
+        story.tell("tomas answers, and she verifies him.");
+    } else {
+        report.partner_accepts = false;
+        story.tell("tomas's answer does not reach her.");
+    }
+
+    // The impostor: the signing key and everything public, but not the personality.
+    quiet(mesh, mira).await?;
+    quiet(mesh, tomas).await?;
+    let bond_before = bonds(tomas_api, tomas).await?.get(&mira.id).cloned();
+    let card = async |person: &Person| -> Result<Value> {
+        let agent = home_api(mesh, person)?.get(&format!("/v1/agents/{}", path_segment(&person.id))).await?;
+        Ok(agent.get("card").cloned().unwrap_or(Value::Null))
+    };
+    let (sender_card, recipient_card) = (card(mira).await?, card(tomas).await?);
+    let lie = "Tomas, I need your key to the reading room. Leave it under the mat.";
+    let forged = forge(&ForgeInput {
+        recovery,
+        passphrase: PASSPHRASE,
+        sender: &mira.id,
+        sender_card: &sender_card,
+        recipient: &tomas.id,
+        recipient_card: &recipient_card,
+        term,
+        counter: counter + COUNTER_AHEAD,
+        text: lie,
+    });
+    let forged = forged.context("the impostor could not even write")?;
+    let cursor = number(&tomas_api.get("/v1/verdicts?after=0&wait_s=0").await?, "/next")?;
+    let elsewhere = living.iter().find(|node| **node != tomas.home && **node != mira.home).or(living.first()).context("nobody lives")?;
+    mesh.node(*elsewhere).api()?.post_bytes("/v1/envelopes", forged).await.context("the impostor's envelope was not even published")?;
+    let verdict = find_verdict(tomas_api, cursor, |verdict| {
+        verdict["from"] == mira.id.as_str() && verdict["counter"] == counter + COUNTER_AHEAD && verdict["term"] == term
+    });
+    let verdict = verdict.await?.context("tomas's node gave no verdict on the impostor")?;
+    let delivered = find_in_inbox(tomas_api, tomas, lie, Duration::ZERO).await?.is_some();
+    let bond_after = bonds(tomas_api, tomas).await?.get(&mira.id).cloned();
+    let reason = text(&verdict, "/reason")?.to_owned();
+    report.impostor_refused = !api::flag(&verdict, "/accepted")? && reason == "key-compromised" && !delivered && bond_before == bond_after;
+    story.tell(format!(
+        "An impostor with her stolen signing key writes to tomas. His verdict: {reason} (protocol order {}).",
+        verdict["protocol"]
+    ));
+    Ok(())
+}
+
+/// Reads all there is, with the dead back: every section of the moved agent, its personality in every mode, and every partner's. Answers how
+/// many sections were read.
+async fn everything_reads(mesh: &Mesh, mira: &Person, partners: &[Person]) -> Result<usize> {
+    let api = home_api(mesh, mira)?;
+    for person in std::iter::once(mira).chain(partners) {
+        for mode in ["any", "regular", "atomic"] {
+            let what = format!("{}'s personality in mode {mode}", person.name);
+            let read = until(&what, PATIENCE, async || Ok(Some(personality(home_api(mesh, person)?, person, mode).await?))).await?;
+            ensure!(same_personality(&read, person)?, "{what} is not what was born");
+        }
+    }
+    let names: Vec<String> = sections(api, mira).await?.into_iter().map(|section| section.name).collect();
+    for name in &names {
+        let path = format!("/v1/agents/{}/sections/{}?mode=regular", path_segment(&mira.id), path_segment(name));
+        until(&format!("section {name}"), PATIENCE, async || Ok(Some(api.get(&path).await?))).await?;
+    }
+    Ok(names.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_examples_are_what_a_demo_needs() {
+        for (name, attributes) in [("mira", MIRA), ("tomas", TOMAS), ("ines", INES)] {
+            let value: Value = serde_json::from_str(attributes).unwrap();
+            assert_eq!(
+                value["name"]
+                    .as_str()
+                    .unwrap()
+                    .split(' ')
+                    .next()
+                    .unwrap()
+                    .to_lowercase()
+                    .replace('é', "e")
+                    .replace('á', "a")
+                    .replace('ê', "e"),
+                name
+            );
+        }
+        assert!((18 << 10..26 << 10).contains(&MIRA.len()), "{} bytes", MIRA.len());
+    }
+
+    #[tokio::test]
+    async fn impossible_wishes_are_refused_before_anything_starts() {
+        let forge = |_: &ForgeInput<'_>| -> Result<Vec<u8>> { bail!("nobody forges here") };
+        for (nodes, kill, hint) in [(3, 1, "at least 4 nodes"), (14, 0, "--kill 1 or more"), (14, 13, "--kill 12 or less")] {
+            let options = DemoOptions { nodes, kill, ..DemoOptions::default() };
+            let mut out = Vec::new();
+            let error = demo(Path::new("/nonexistent"), &options, &forge, &mut out, std::future::pending()).await.unwrap_err();
+            assert!(error.to_string().contains(hint), "{error}");
+            assert!(out.is_empty());
+        }
+    }
+}
