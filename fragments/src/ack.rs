@@ -70,7 +70,8 @@ pub struct Ack {
     pub batch: u16,
     /// The sibling hashes from the leaf up to the root.
     pub path: Vec<Digest>,
-    /// The holder's signature over `"persona/ack-root/v1" || root`.
+    /// The holder's signature over `"persona/ack-root/v1" || batch, 2 bytes little endian || root`. Without the size, one path would
+    /// prove a place in trees of several sizes, and an ack would have several encodings.
     pub signature: Signature,
 }
 
@@ -78,9 +79,8 @@ impl Ack {
     /// Whether `holder` signed exactly `leaf`.
     pub fn verify(&self, leaf: &AckLeaf, holder: &PeerKey, verifier: &dyn Verifier) -> bool {
         leaf.index == self.index
-            && self.path.len() <= ACK_PATH_MAX
             && climb(leaf.hash(), self.position.into(), self.batch.into(), &self.path)
-                .is_some_and(|root| verifier.verify(&holder.0, &labelled(&root), &self.signature))
+                .is_some_and(|root| verifier.verify(&holder.0, &labelled(self.batch, &root), &self.signature))
     }
 }
 
@@ -95,19 +95,21 @@ pub fn sign_batch(leaves: &[AckLeaf], signer: &dyn Signer) -> Vec<Ack> {
     if hashes.is_empty() {
         return Vec::new();
     }
-    let signature = signer.sign(&labelled(&merkle_root(&hashes)));
+    let batch = hashes.len() as u16;
+    let tree = MerkleTree::over(hashes);
+    let signature = signer.sign(&labelled(batch, &tree.root()));
     let ack = |(position, leaf): (usize, &AckLeaf)| Ack {
         index: leaf.index,
         position: position as u16,
-        batch: hashes.len() as u16,
-        path: merkle_path(position, &hashes),
+        batch,
+        path: tree.path(position),
         signature,
     };
     leaves.iter().enumerate().map(ack).collect()
 }
 
-fn labelled(root: &Digest) -> Vec<u8> {
-    [ROOT_LABEL, root.as_bytes()].concat()
+fn labelled(batch: u16, root: &Digest) -> Vec<u8> {
+    [ROOT_LABEL, &batch.to_le_bytes(), root.as_bytes()].concat()
 }
 
 fn node(left: &Digest, right: &Digest) -> Digest {
@@ -119,29 +121,31 @@ fn split(len: usize) -> usize {
     len.next_power_of_two() / 2
 }
 
-fn merkle_root(hashes: &[Digest]) -> Digest {
-    match hashes {
-        [only] => *only,
-        _ => {
-            let (left, right) = hashes.split_at(split(hashes.len()));
-            node(&merkle_root(left), &merkle_root(right))
-        }
-    }
+/// The tree of RFC 6962, level by level from the leaves: neighbours are paired, and an odd last one rises as it is.
+struct MerkleTree {
+    levels: Vec<Vec<Digest>>,
 }
 
-fn merkle_path(position: usize, hashes: &[Digest]) -> Vec<Digest> {
-    if hashes.len() <= 1 {
-        return Vec::new();
+impl MerkleTree {
+    /// At least one leaf.
+    fn over(leaves: Vec<Digest>) -> Self {
+        let mut levels = vec![leaves];
+        while let Some(below) = levels.last().filter(|level| level.len() > 1) {
+            let above = below.chunks(2).map(|pair| if let [left, right] = pair { node(left, right) } else { pair[0] }).collect();
+            levels.push(above);
+        }
+        Self { levels }
     }
-    let middle = split(hashes.len());
-    let (left, right) = hashes.split_at(middle);
-    let (mut path, sibling) = if position < middle {
-        (merkle_path(position, left), merkle_root(right))
-    } else {
-        (merkle_path(position - middle, right), merkle_root(left))
-    };
-    path.push(sibling);
-    path
+
+    fn root(&self) -> Digest {
+        self.levels[self.levels.len() - 1][0]
+    }
+
+    /// The siblings on the way up from `position`; one that rises alone has none.
+    fn path(&self, position: usize) -> Vec<Digest> {
+        let sibling = |(height, level): (usize, &Vec<Digest>)| level.get((position >> height) ^ 1).copied();
+        self.levels.iter().enumerate().filter_map(sibling).collect()
+    }
 }
 
 /// The root that a leaf and its path lead to; `None` if the path has not exactly the length that the position demands.
@@ -180,6 +184,31 @@ mod tests {
         }
     }
 
+    /// RFC 6962, section 2.1, word for word: what the levels of [`MerkleTree`] must amount to.
+    fn root_by_definition(hashes: &[Digest]) -> Digest {
+        match hashes {
+            [only] => *only,
+            _ => {
+                let (left, right) = hashes.split_at(split(hashes.len()));
+                node(&root_by_definition(left), &root_by_definition(right))
+            }
+        }
+    }
+
+    #[test]
+    fn the_tree_is_that_of_the_rfc_and_every_path_climbs_to_its_root() {
+        for size in (1..=70).chain([127, 128, 129, 1000, ACK_BATCH_MAX]) {
+            let leaves: Vec<Digest> = (0..size as u32).map(|i| Digest(Sha256::digest(i.to_le_bytes()).into())).collect();
+            let tree = MerkleTree::over(leaves.clone());
+            assert_eq!(tree.root(), root_by_definition(&leaves), "{size} leaves");
+            for (position, leaf) in leaves.iter().enumerate() {
+                let path = tree.path(position);
+                assert!(path.len() <= ACK_PATH_MAX);
+                assert_eq!(climb(*leaf, position, size, &path), Some(tree.root()), "{position} of {size}");
+            }
+        }
+    }
+
     #[test]
     fn every_ack_of_every_batch_size_verifies_and_for_its_own_leaf_only() {
         let signer = Ed25519Signer::from_seed(&[5; 32]);
@@ -191,6 +220,7 @@ mod tests {
                 assert!(ack.verify(own, &holder, &Ed25519Verifier));
                 let never = AckLeaf { kind: AckKind::Never, ..own.clone() };
                 assert!(!ack.verify(&never, &holder, &Ed25519Verifier));
+                assert!(!ack.verify(own, &PeerKey([1; 32]), &Ed25519Verifier));
                 let mut longer = ack.clone();
                 longer.path.push(Digest([0; 32]));
                 assert!(!longer.verify(own, &holder, &Ed25519Verifier));

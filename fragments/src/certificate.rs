@@ -1,5 +1,7 @@
 //! The certificate: `n - f` holders' word that a version is durable, checkable by anyone, offline (docs/spec/quorum.md#certificate).
 
+use std::collections::BTreeMap;
+
 use bincode::{Decode, Encode};
 
 use crate::{
@@ -55,8 +57,28 @@ impl SignedManifest {
 }
 
 impl Certificate {
+    /// The certificate of `manifest` from acks that were verified one by one as they came, by holder index: the first `n - f` of them.
+    /// `None` while there are fewer. An index that is no holder's does not count.
+    pub fn assemble(manifest: &SignedManifest, acks: &BTreeMap<u8, Ack>) -> Option<Self> {
+        let held = acks.iter().filter(|(index, ack)| **index == ack.index && **index < manifest.shape.n());
+        let acks: Vec<Ack> = held.map(|(_, ack)| ack.clone()).take(manifest.shape.quorum().into()).collect();
+        (acks.len() == usize::from(manifest.shape.quorum())).then_some(Self { acks })
+    }
+
     /// Checks that `n - f` distinct holders of `manifest` signed for it.
     pub fn verify(&self, manifest: &SignedManifest, verifier: &dyn Verifier) -> Result<(), CertificateError> {
+        self.check(manifest)?;
+        for ack in &self.acks {
+            let holder = &manifest.holders[usize::from(ack.index)];
+            if !ack.verify(&manifest.ack_leaf(ack.index), holder, verifier) {
+                return Err(CertificateError::Ack { index: ack.index });
+            }
+        }
+        Ok(())
+    }
+
+    /// What needs no key: how many acks, whose, and in what order.
+    fn check(&self, manifest: &SignedManifest) -> Result<(), CertificateError> {
         let (have, need) = (self.acks.len(), usize::from(manifest.shape.quorum()));
         if have < need || have > usize::from(manifest.shape.n()) {
             return Err(CertificateError::Acks { have, need });
@@ -64,14 +86,8 @@ impl Certificate {
         if !self.acks.windows(2).all(|pair| pair[0].index < pair[1].index) {
             return Err(CertificateError::Order);
         }
-        for ack in &self.acks {
-            let signed = manifest
-                .holders
-                .get(usize::from(ack.index))
-                .is_some_and(|holder| ack.verify(&manifest.ack_leaf(ack.index), holder, verifier));
-            if !signed {
-                return Err(CertificateError::Ack { index: ack.index });
-            }
+        if let Some(stranger) = self.acks.iter().find(|ack| ack.index >= manifest.shape.n()) {
+            return Err(CertificateError::Ack { index: stranger.index });
         }
         Ok(())
     }
@@ -120,9 +136,22 @@ impl CertifiedHead {
         Ok(head)
     }
 
-    /// Decodes what this node stored itself after verifying it.
+    /// Verifies everything but what is known: where the manifest is `known`, byte for byte, its owner's signature is not verified again.
+    /// A holder that acked a manifest verifies its certificate alone.
+    pub fn verify_after(wire: HeadWire, known: &SignedManifest, verifier: &dyn Verifier) -> Result<Self, CertificateError> {
+        if wire.manifest != *known.wire() {
+            return Self::verify(wire, verifier);
+        }
+        let head = Self::unverified(wire, |_| Ok(known.clone()))?;
+        head.certificate.verify(&head.manifest, verifier)?;
+        Ok(head)
+    }
+
+    /// Decodes what this node stored itself after verifying it: everything is checked but the signatures.
     pub fn trusted(wire: HeadWire) -> Result<Self, CertificateError> {
-        Self::unverified(wire, SignedManifest::trusted)
+        let head = Self::unverified(wire, SignedManifest::trusted)?;
+        head.certificate.check(&head.manifest)?;
+        Ok(head)
     }
 
     fn unverified(

@@ -1,10 +1,15 @@
 //! Reed-Solomon: content to `n` shards, and back from any `k` that match the manifest (docs/spec/shards.md).
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::OnceLock};
 
 use reed_solomon_erasure::galois_8::ReedSolomon;
 
-use crate::{CONTENT_BYTES_MAX, ids::Digest, manifest::Manifest, shape::Shape};
+use crate::{
+    CONTENT_BYTES_MAX,
+    ids::Digest,
+    manifest::Manifest,
+    shape::{HOLDERS_MAX, Shape},
+};
 
 /// Why content cannot be encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -69,32 +74,41 @@ pub fn encode(content: &[u8], shape: Shape) -> Result<Vec<Vec<u8>>, CodingError>
     Ok(shards)
 }
 
-/// Any `k` shards that match the manifest, back to the content: checked before, re-encoded and compared after.
+/// Any `k` shards that match the manifest, back to the content: checked before, completed to the codeword and compared after.
 ///
 /// A shard that does not match its hash does not count: [`shard_matches`] tells whose it was.
 pub fn reconstruct(manifest: &Manifest, shards: &BTreeMap<u8, Vec<u8>>) -> Result<Vec<u8>, ReconstructError> {
     let shape = manifest.shape;
-    let (n, k) = (usize::from(shape.n()), usize::from(shape.k()));
-    let mut have = 0;
-    let mut slots: Vec<Option<Vec<u8>>> = (0..n)
-        .map(|index| {
-            let wanted = have < shape.k();
-            let shard = shards.get(&(index as u8)).filter(|shard| wanted && shard_matches(manifest, index as u8, shard))?;
-            have += 1;
-            Some(shard.clone())
-        })
-        .collect();
-    if usize::from(have) < k {
-        return Err(ReconstructError::TooFew { have, need: shape.k() });
+    let (n, k, shard_len) = (usize::from(shape.n()), usize::from(shape.k()), manifest.shard_len());
+    let genuine = shards.iter().filter(|(index, shard)| shard_matches(manifest, **index, shard));
+    let used: BTreeMap<usize, &[u8]> = genuine.take(k).map(|(index, shard)| (usize::from(*index), shard.as_slice())).collect();
+    if used.len() < k {
+        return Err(ReconstructError::TooFew { have: used.len() as u8, need: shape.k() });
     }
-    if n > k && slots[..k].iter().any(Option::is_none) {
-        coder(shape).reconstruct_data(&mut slots).map_err(|_| ReconstructError::Poisoned)?;
+    if manifest.shard_hashes.len() != n || manifest.content_len == 0 {
+        return Err(ReconstructError::Poisoned);
     }
-    let mut content: Vec<u8> = slots.into_iter().take(k).flatten().flatten().collect();
+
+    // The data shards are put where the content lies in the end, so that they are copied once.
+    let mut content = vec![0; k * shard_len];
+    let mut parity = vec![0; (n - k) * shard_len];
+    let mut codeword: Vec<(&mut [u8], bool)> =
+        content.chunks_exact_mut(shard_len).chain(parity.chunks_exact_mut(shard_len)).map(|place| (place, false)).collect();
+    for (index, shard) in &used {
+        codeword[*index].0.copy_from_slice(shard);
+        codeword[*index].1 = true;
+    }
+    if n > k {
+        coder(shape).reconstruct(&mut codeword).map_err(|_| ReconstructError::Poisoned)?;
+    }
+
+    // The codeword through any k shards of a codeword is that codeword: one that differs from the manifest anywhere was never encoded.
+    let derived = codeword.iter().enumerate().filter(|(index, _)| !used.contains_key(index));
+    let same = derived.into_iter().all(|(index, (shard, _))| manifest.shard_hashes[index] == content_hash(shard));
+    let padded_with_zeros = content[manifest.content_len as usize..].iter().all(|byte| *byte == 0);
     content.truncate(manifest.content_len as usize);
-    let again = encode(&content, shape).map_err(|_| ReconstructError::Poisoned)?;
-    let genuine = shard_hashes(&again) == manifest.shard_hashes && content_hash(&content) == manifest.content_hash;
-    genuine.then_some(content).ok_or(ReconstructError::Poisoned)
+    let whole = same && padded_with_zeros && content_hash(&content) == manifest.content_hash;
+    whole.then_some(content).ok_or(ReconstructError::Poisoned)
 }
 
 /// Whether `shard` is the one that the manifest lists at `index`.
@@ -102,6 +116,11 @@ pub fn shard_matches(manifest: &Manifest, index: u8, shard: &[u8]) -> bool {
     shard.len() == manifest.shard_len() && manifest.shard_hashes.get(usize::from(index)).is_some_and(|hash| *hash == content_hash(shard))
 }
 
-fn coder(shape: Shape) -> ReedSolomon {
-    ReedSolomon::new(shape.k().into(), (shape.n() - shape.k()).into()).expect("a sound shape with parity")
+/// The coder of a shape. There are few shapes and each coder costs a matrix inversion, so they are made once; each remembers the
+/// inverses that it needed last, at most 254.
+fn coder(shape: Shape) -> &'static ReedSolomon {
+    const SIDE: usize = HOLDERS_MAX as usize + 1;
+    static CODERS: [OnceLock<ReedSolomon>; SIDE * SIDE] = [const { OnceLock::new() }; SIDE * SIDE];
+    let (n, k) = (usize::from(shape.n()), usize::from(shape.k()));
+    CODERS[n * SIDE + k].get_or_init(|| ReedSolomon::new(k, n - k).expect("a sound shape with parity"))
 }

@@ -99,7 +99,7 @@ impl PeerKey {
 
     /// Reads what [`Self::to_peer_id_string`] writes.
     pub fn from_peer_id_string(text: &str) -> Option<Self> {
-        Self::from_peer_id_bytes(&bs58::decode(text).into_vec().ok()?)
+        Self::from_peer_id_bytes(&from_base58(text)?)
     }
 
     /// The device id of an agent's host running on this node.
@@ -122,9 +122,20 @@ impl OwnerKey {
 
     /// Reads what [`Self::to_did`] writes.
     pub fn from_did(text: &str) -> Option<Self> {
-        let bytes = bs58::decode(text.strip_prefix("did:key:z")?).into_vec().ok()?;
+        let bytes = from_base58(text.strip_prefix("did:key:z")?)?;
         Some(Self(bytes.strip_prefix(&MULTICODEC_ED25519)?.try_into().ok()?))
     }
+}
+
+/// The longest text that is read as a peer id or a did: theirs have 52 and 56 characters, and decoding base58 takes time that grows
+/// with the square of its length.
+const BASE58_TEXT_MAX: usize = 64;
+
+fn from_base58(text: &str) -> Option<Vec<u8>> {
+    if text.len() > BASE58_TEXT_MAX {
+        return None;
+    }
+    bs58::decode(text).into_vec().ok()
 }
 
 /// What stands before the base32 of a section key in its Kademlia record key.

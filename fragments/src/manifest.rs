@@ -18,6 +18,10 @@ pub const TTL_MS_MAX: u64 = 7 * 24 * 3600 * 1000;
 /// The furthest a lease may reach beyond the issue: thirty days.
 pub const RENEW_MS_MAX: u64 = 30 * 24 * 3600 * 1000;
 
+/// The latest instant that a manifest may name, in milliseconds since the Unix epoch: the year 10889. Times below it can be added to
+/// lifetimes and allowances without a thought of overflow.
+pub const TIME_MS_MAX: u64 = 1 << 48;
+
 /// How many older holder sets a manifest may still name. Sets are sticky, so one or two are usual; beyond this the oldest is left to
 /// expire and the put is `BoundedStale`.
 pub const OLDER_SETS_MAX: usize = 8;
@@ -97,7 +101,8 @@ pub struct Manifest {
     pub shard_hashes: Vec<Digest>,
     /// Who holds which shard, by index. All distinct.
     pub holders: Vec<PeerKey>,
-    /// Older holder sets that are neither expired nor discharged, oldest first.
+    /// Older holder sets that are neither expired nor discharged, oldest first: each of a higher version than the one before it, and all
+    /// below this one.
     pub older: Vec<OlderSet>,
 }
 
@@ -107,7 +112,7 @@ pub enum ManifestError {
     /// Not a frame.
     #[error("the manifest does not decode: {0}")]
     Decode(#[from] DecodeError),
-    /// Signed by another key, altered, or not signed.
+    /// Signed by another key than the owner's, altered, or not signed.
     #[error("the owner's signature does not verify")]
     Signature,
     /// Not the shape for its level, or the lists have other lengths than `n`.
@@ -155,7 +160,6 @@ impl Manifest {
         if self.key != SectionKey::derive(&self.owner, &self.name) {
             return Err(ManifestError::Key);
         }
-        Shape::new(self.shape.n(), self.shape.k(), self.shape.f()).map_err(|_| Unsound("n, k and f do not fit together"))?;
         if !(1..=LEVEL_MAX).contains(&self.level) {
             return Err(OutOfBounds("level"));
         }
@@ -171,25 +175,41 @@ impl Manifest {
         if self.content_len == 0 || self.content_len as usize > CONTENT_BYTES_MAX {
             return Err(OutOfBounds("content length"));
         }
+        if self.issued_at_ms > TIME_MS_MAX {
+            return Err(OutOfBounds("issued_at"));
+        }
         if self.ttl_ms == 0 || self.ttl_ms > TTL_MS_MAX {
             return Err(OutOfBounds("ttl"));
         }
-        if self.renew_until_ms > self.issued_at_ms.saturating_add(RENEW_MS_MAX) {
+        let renewable = self.issued_at_ms..=self.issued_at_ms + RENEW_MS_MAX;
+        if self.renew_until_ms != 0 && !renewable.contains(&self.renew_until_ms) {
             return Err(OutOfBounds("renew_until"));
         }
-        if self.version.seq == 0 || self.version.term == 0 || self.content_version > self.version {
+        if self.version.seq == 0 || self.version.term == 0 {
             return Err(OutOfBounds("version"));
+        }
+        if self.content_version.seq == 0 || self.content_version.term == 0 || self.content_version > self.version {
+            return Err(OutOfBounds("content version"));
         }
         if self.older.len() > OLDER_SETS_MAX {
             return Err(OutOfBounds("number of older holder sets"));
         }
         for set in &self.older {
-            if set.holders.is_empty() || set.holders.len() > usize::from(HOLDERS_MAX) || set.version >= self.version {
+            if set.holders.is_empty() || set.holders.len() > usize::from(HOLDERS_MAX) {
                 return Err(OutOfBounds("older holder set"));
+            }
+            if set.version.seq == 0 || set.version.term == 0 || set.version >= self.version {
+                return Err(OutOfBounds("older version"));
+            }
+            if set.expires_at_ms > TIME_MS_MAX {
+                return Err(OutOfBounds("older expiry"));
             }
             if !distinct(&set.holders) {
                 return Err(RepeatsHolder);
             }
+        }
+        if !self.older.windows(2).all(|pair| pair[0].version < pair[1].version) {
+            return Err(OutOfBounds("order of older holder sets"));
         }
         Ok(())
     }
@@ -219,9 +239,12 @@ pub struct ManifestWire {
 }
 
 impl SignedManifest {
-    /// Signs a manifest. Fails if it would be refused.
+    /// Signs a manifest. Fails if it would be refused, so also if `signer` is not its owner.
     pub fn sign(manifest: Manifest, signer: &dyn Signer) -> Result<Self, ManifestError> {
         manifest.check()?;
+        if signer.public_key() != manifest.owner.0 {
+            return Err(ManifestError::Signature);
+        }
         let body = wire::encode(&manifest);
         let signature = signer.sign(&labelled(&body));
         Ok(Self { manifest, hash: hash(&body), wire: ManifestWire { body, signature } })

@@ -13,6 +13,7 @@ use chacha20poly1305::{
 use hkdf::Hkdf;
 use rand_core::CryptoRng;
 use sha2::Sha256;
+use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::{
@@ -30,6 +31,9 @@ pub const FIELD_NAME_BYTES_MAX: usize = 64;
 
 /// The most entries in a grants record.
 pub const GRANTS_MAX: usize = 64;
+
+/// What suite 1 writes: a nonce, the wrapped key and a tag.
+const WRAPPED_BYTES: usize = 24 + 32 + 16;
 
 /// Suite 1 of a grant: XChaCha20-Poly1305 under a 32-byte key that granter and grantee share. 0 is never used.
 const SUITE_SHARED_KEY: u8 = 1;
@@ -91,11 +95,19 @@ impl Drop for Fields {
 }
 
 /// The section key of one key epoch: 32 fresh random bytes, never derived from another epoch's.
-#[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct EpochKey {
     epoch: u32,
     key: [u8; 32],
 }
+
+impl PartialEq for EpochKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.epoch == other.epoch && bool::from(self.key.ct_eq(&other.key))
+    }
+}
+
+impl Eq for EpochKey {}
 
 impl EpochKey {
     /// A fresh key for `epoch`; the first epoch is 1.
@@ -238,7 +250,7 @@ pub enum OpenError {
         /// What was asked for.
         wanted: &'static str,
     },
-    /// Fields out of order or listed twice, or too many.
+    /// Fields out of order or listed twice, too many of them, a name too long, or a grant that its suite does not write.
     #[error("the list of fields or grants is malformed")]
     Malformed,
 }
@@ -257,9 +269,9 @@ pub fn seal(
     if fields.0.len() > FIELDS_MAX || fields.0.keys().any(|name| name.len() > FIELD_NAME_BYTES_MAX) {
         return Err(SealError::Fields);
     }
-    let mut wrapped = random_nonce(rng).to_vec();
-    let nonce: [u8; 24] = wrapped.as_slice().try_into().expect("24 bytes");
-    wrapped.extend(encrypt(&owner.0, &nonce, &key.key, &context.bind(GRANT_LABEL, key.epoch, &[SUITE_SHARED_KEY])));
+    let nonce = random_nonce(rng);
+    let bound = context.bind(GRANT_LABEL, key.epoch, &[SUITE_SHARED_KEY]);
+    let wrapped = [nonce.as_slice(), &encrypt(&owner.0, &nonce, &key.key, &bound)].concat();
     let sealed_fields = fields
         .iter()
         .map(|(name, value)| {
@@ -282,13 +294,18 @@ pub fn open(stored: &[u8], owner: &RecoveryKey, context: &SealContext) -> Result
         StoredSection::Public { .. } => return Err(OpenError::Kind { found: "public", wanted: "sealed" }),
     };
     let ordered = sealed_fields.windows(2).all(|pair| pair[0].name < pair[1].name);
-    if !ordered || sealed_fields.len() > FIELDS_MAX || grants.len() > GRANTS_MAX {
+    let named = sealed_fields.iter().all(|field| field.name.len() <= FIELD_NAME_BYTES_MAX);
+    if !ordered || !named || sealed_fields.len() > FIELDS_MAX || grants.len() > GRANTS_MAX {
+        return Err(OpenError::Malformed);
+    }
+    let ours = |grant: &&Grant| grant.suite == SUITE_SHARED_KEY;
+    if grants.iter().filter(ours).any(|grant| !grant.encapsulated.is_empty() || grant.wrapped.len() != WRAPPED_BYTES) {
         return Err(OpenError::Malformed);
     }
     let bound = context.bind(GRANT_LABEL, epoch, &[SUITE_SHARED_KEY]);
     let key = grants
         .iter()
-        .filter(|grant| grant.suite == SUITE_SHARED_KEY)
+        .filter(ours)
         .find_map(|grant| {
             let (nonce, ciphertext) = grant.wrapped.split_first_chunk()?;
             let plaintext = Zeroizing::new(decrypt(&owner.0, nonce, ciphertext, &bound)?);

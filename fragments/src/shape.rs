@@ -3,7 +3,7 @@
 //! Level `r` promises: once a put has committed, the section can be reconstructed while at most `r - 1` holders are lost or lying.
 //! A put commits at `n - f` acks, so that is where the level is counted, not at full placement (docs/spec/quorum.md#shape).
 
-use bincode::{Decode, Encode};
+use bincode::{Decode, Encode, de::Decoder, error::DecodeError};
 
 /// The highest level that may be asked for: 16 holders of the 20 that Kademlia finds leave slack for the dead and the excluded.
 pub const LEVEL_MAX: u8 = 10;
@@ -11,8 +11,8 @@ pub const LEVEL_MAX: u8 = 10;
 /// The most holders a section can have.
 pub const HOLDERS_MAX: u8 = 16;
 
-/// `n` holders, any `k` shards reconstruct, `f` holders may lie or be silent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Encode, Decode)]
+/// `n` holders, any `k` shards reconstruct, `f` holders may lie or be silent. Unsound numbers do not decode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Encode)]
 pub struct Shape {
     n: u8,
     k: u8,
@@ -27,6 +27,14 @@ pub struct ShapeError {
     k: u8,
     f: u8,
 }
+
+impl<Context> Decode<Context> for Shape {
+    fn decode<D: Decoder<Context = Context>>(decoder: &mut D) -> Result<Self, DecodeError> {
+        let (n, k, f) = Decode::decode(decoder)?;
+        Self::new(n, k, f).map_err(|error| DecodeError::OtherString(error.to_string()))
+    }
+}
+bincode::impl_borrow_decode!(Shape);
 
 impl Shape {
     /// A shape from numbers that someone else wrote.
@@ -74,7 +82,7 @@ impl Shape {
 
     /// The level that `placed` stored shards give now: one more than the holders that may be lost. 0: not reconstructible.
     pub const fn level_at(&self, placed: u8) -> u8 {
-        (placed + 1).saturating_sub(self.k)
+        placed.saturating_add(1).saturating_sub(self.k)
     }
 
     /// The level that holds from commit on, with `n - f` shards placed.

@@ -3,13 +3,18 @@
 //! The decoder alone would accept trailing bytes, non-canonical integers and unsorted maps, so that one value has many encodings.
 //! [`decode`] re-encodes what it read and compares: a value has exactly one encoding here. Every decode has a memory limit.
 
-use bincode::config::{Configuration, Limit, LittleEndian, Varint};
 pub use bincode::{Decode, Encode};
+use bincode::{
+    config::{Configuration, Limit, LittleEndian, Varint},
+    enc::write::Writer,
+    error::EncodeError,
+};
 
 /// The version byte that leads every frame.
 pub const WIRE_VERSION: u8 = 1;
 
-/// How much memory a decoded frame may claim, as a multiple of the largest frame: elements are counted, not only bytes.
+/// How much memory a decoded value may claim: elements are counted as they lie in memory, not only as bytes of the frame. A length is
+/// checked against it before anything is allocated for it.
 pub const DECODE_LIMIT_BYTES: usize = 8 << 20;
 
 /// A frame is never longer than this, whatever it carries.
@@ -61,13 +66,78 @@ pub fn decode<T: Encode + Decode<()>>(frame: &[u8]) -> Result<T, DecodeError> {
     if version != WIRE_VERSION {
         return Err(DecodeError::Version(version));
     }
-    let (value, used): (T, usize) =
-        bincode::decode_from_slice(body, config()).map_err(|error| DecodeError::Malformed(error.to_string()))?;
+    let (value, used): (T, usize) = bincode::decode_from_slice(body, config()).map_err(malformed)?;
     if used != body.len() {
         return Err(DecodeError::Trailing(body.len() - used));
     }
-    if encode(&value) != frame {
+    let mut rest = Unwritten(body);
+    if bincode::encode_into_writer(&value, &mut rest, config()).is_err() || !rest.0.is_empty() {
         return Err(DecodeError::NotCanonical);
     }
     Ok(value)
+}
+
+fn malformed(error: bincode::error::DecodeError) -> DecodeError {
+    DecodeError::Malformed(match error {
+        bincode::error::DecodeError::OtherString(reason) => reason,
+        other => other.to_string(),
+    })
+}
+
+/// Compares what is written with what should be, so that the canonical check needs no second copy of a frame.
+struct Unwritten<'a>(&'a [u8]);
+
+impl Writer for Unwritten<'_> {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), EncodeError> {
+        self.0 = self.0.strip_prefix(bytes).ok_or(EncodeError::UnexpectedEnd)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// docs/spec/wire.md#encoding, line by line.
+    #[test]
+    fn every_kind_of_value_has_the_bytes_of_the_specification() {
+        #[derive(Debug, PartialEq, Encode, Decode)]
+        enum Two {
+            First,
+            Second { number: u16 },
+        }
+        assert_eq!(encode(&250_u8), [1, 250]);
+        assert_eq!(encode(&255_u8), [1, 255]);
+        assert_eq!(encode(&250_u16), [1, 250]);
+        assert_eq!(encode(&251_u16), [1, 251, 251, 0]);
+        assert_eq!(encode(&0x1234_u16), [1, 251, 0x34, 0x12]);
+        assert_eq!(encode(&0xffff_u32), [1, 251, 0xff, 0xff]);
+        assert_eq!(encode(&0x1_0000_u32), [1, 252, 0, 0, 1, 0]);
+        assert_eq!(encode(&0xffff_ffff_u64), [1, 252, 0xff, 0xff, 0xff, 0xff]);
+        assert_eq!(encode(&0x1_0000_0000_u64), [1, 253, 0, 0, 0, 0, 1, 0, 0, 0]);
+        assert_eq!(encode(&[7_u8; 3]), [1, 7, 7, 7]);
+        assert_eq!(encode(&vec![7_u8, 8]), [1, 2, 7, 8]);
+        assert_eq!(encode(&"ab".to_owned()), [1, 2, b'a', b'b']);
+        assert_eq!(encode(&vec![300_u16, 1]), [1, 2, 251, 44, 1, 1]);
+        assert_eq!(encode(&None::<u64>), [1, 0]);
+        assert_eq!(encode(&Some(9_u64)), [1, 1, 9]);
+        assert_eq!(encode(&true), [1, 1]);
+        assert_eq!(encode(&Two::First), [1, 0]);
+        assert_eq!(encode(&Two::Second { number: 300 }), [1, 1, 251, 44, 1]);
+        assert_eq!(decode(&[1, 1, 251, 44, 1]), Ok(Two::Second { number: 300 }));
+    }
+
+    #[test]
+    fn the_canonical_check_sees_a_difference_anywhere_and_a_frame_that_is_longer_or_shorter() {
+        for (expected, written, same) in [
+            (&[1_u8, 2, 3][..], &[&[1_u8][..], &[2, 3]][..], true),
+            (&[1, 2, 3], &[&[1], &[2, 4]], false),
+            (&[1, 2, 3], &[&[1], &[2]], false),
+            (&[1, 2], &[&[1], &[2, 3]], false),
+        ] {
+            let mut rest = Unwritten(expected);
+            let accepted = written.iter().all(|bytes| rest.write(bytes).is_ok()) && rest.0.is_empty();
+            assert_eq!(accepted, same, "{expected:?} {written:?}");
+        }
+    }
 }

@@ -1,1 +1,5 @@
-fn main() {}
+//! The `persona` command.
+
+fn main() -> std::process::ExitCode {
+    persona::cli::main()
+}

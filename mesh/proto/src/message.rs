@@ -116,6 +116,8 @@ pub enum Response {
 pub struct HeadAnswer {
     /// The highest certified version, unless it has expired.
     pub committed: Option<HeadWire>,
+    /// The highest certified version if it has expired: no value any more, but proof that nothing below it counts.
+    pub expired: Option<HeadWire>,
     /// Versions above it that were acked here and are not known to be certified, with the ack, so that others can complete them.
     pub prepared: Vec<PreparedWire>,
     /// If asked for: this holder's shard of the committed version.
@@ -161,8 +163,8 @@ pub enum Refusal {
     /// Expired.
     #[error("the manifest has expired")]
     Expired,
-    /// Older than what is certified here.
-    #[error("a newer version is certified here")]
+    /// Older than what is certified here; or of a lower host than one whose version is prepared here.
+    #[error("a newer version is stored here")]
     Stale,
     /// The fence is no certified card.
     #[error("the fence is not a certified card")]

@@ -6,7 +6,7 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Table {
-    /// Holder: shard bytes, by section key and version.
+    /// Holder: shard bytes, by section key and the shard's hash: versions that renew the same bytes share them.
     Shard = 1,
     /// Holder: manifests that were acked here, by section key and version.
     Prepared = 2,

@@ -1,1 +1,26 @@
-//! placeholder
+//! One whole node as a value.
+//!
+//! A [`Node`] is fed everything that can happen to it ([`Input`]) with the time as an argument, and answers with everything it wants done
+//! ([`Output`]). The shell (`persona`) carries that out with libp2p and a disk; the simulator with queues in memory. Two services live here:
+//! *sections* (puts, gets, renewals, takeover) and *messages* (outbox, inbox, verdicts).
+//!
+//! ```text
+//! calls from the API ─┐                        ┌─ requests, lookups, gossip
+//! frames from peers  ─┤── Node::handle(now) ───┤─ batches for the disk
+//! word from the disk ─┘                        └─ answers to calls
+//! ```
+
+mod call;
+mod disk;
+mod import;
+mod messages;
+mod node;
+mod own;
+mod reads;
+pub mod report;
+mod sections;
+mod traffic;
+
+pub use call::{Answer, Call, CallError};
+pub use import::AgentKeys;
+pub use node::{Config, Gossip, Input, Judgement, Node, NodeKeys, Notice, Output, PublishError, RequestError};

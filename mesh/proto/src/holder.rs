@@ -1,0 +1,1064 @@
+//! What a holder keeps, promises and forgets (docs/spec/quorum.md#holder).
+//!
+//! A holder verifies before it stores, and signs only once the store has said that the bytes are durable. It acks one manifest per version,
+//! ever, and drops a version for three reasons only: it has expired; a newer one has been certified here for a while; or it is proven
+//! never to have committed. Merely seeing a newer version is no reason.
+
+#![allow(clippy::result_large_err, reason = "the error is an early answer, and is sent as it is")]
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bincode::{Decode, Encode};
+use persona_fragments::{
+    Ack, CertifiedHead, Class, DeviceId, Digest, OwnerKey, PeerKey, SectionKey, SignedManifest, Signer, Verifier, Version,
+    ack::ACK_BATCH_MAX,
+    certificate::HeadWire,
+    coding::{content_hash, shard_matches},
+    manifest::{Manifest, ManifestWire, TTL_MS_MAX},
+    sign_batch,
+    wire::{self, DecodeError},
+};
+
+use crate::{
+    message::{HeadAnswer, PreparedWire, Refusal, Request, Response, ShardWire},
+    storage::{PersistId, ReadId, Table, Write},
+    time::Now,
+};
+
+/// Inbound requests that wait for the disk. When there are so many, further ones are answered `Busy`.
+const CALLS_OPEN_MAX: usize = 4_096;
+
+/// Uncommitted versions of one section by hosts in all, as a multiple of those of one host: a crashed host's leftovers must not keep the
+/// host that took over from writing.
+const HOSTS_PREPARED_MAX: usize = 4;
+
+/// The name of the section whose certified version is a fence.
+const CARD_NAME: &[u8] = b"card";
+
+/// How much a holder takes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HolderLimits {
+    /// Uncommitted versions of one section and host; then `Busy`. Default: 3.
+    pub prepared_per_section: usize,
+    /// How long a version stays after a newer one was certified here, for readers that are just fetching it. Default: 10 s.
+    pub grace_ms: u64,
+    /// Sections, forward pointers included; then `Full`. Default: 16384.
+    pub sections_max: usize,
+    /// Bytes of all shards; then `Full`. Default: 4 GiB.
+    pub shard_bytes_max: u64,
+    /// Bytes of the shards and manifests of one owner; then `Full`. Default: 64 MiB.
+    pub bytes_per_owner_max: u64,
+    /// Fences; when full, one whose card has expired makes room, else `Full`. Default: 16384.
+    pub fences_max: usize,
+}
+
+impl Default for HolderLimits {
+    fn default() -> Self {
+        Self {
+            prepared_per_section: 3,
+            grace_ms: 10_000,
+            sections_max: 16_384,
+            shard_bytes_max: 4 << 30,
+            bytes_per_owner_max: 64 << 20,
+            fences_max: 16_384,
+        }
+    }
+}
+
+/// By how much clocks may differ: nothing is refused or dropped for a smaller difference. 2 s for `active`, 10 s otherwise.
+pub const fn clock_allowance_ms(class: Class) -> u64 {
+    match class {
+        Class::Active => 2_000,
+        Class::Core | Class::Relationship | Class::Document => 10_000,
+    }
+}
+
+/// Names an inbound request until it is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CallId(pub u64);
+
+/// What the caller does for a holder, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "handed on at once, never kept")]
+pub enum HolderOut {
+    /// Answer an inbound request. Each call is answered exactly once.
+    Reply {
+        /// Which.
+        call: CallId,
+        /// The answer.
+        response: Response,
+    },
+    /// Write this batch, atomically and after all batches before it; when it is durable, say so to [`Holder::persisted`].
+    Persist {
+        /// Names the batch.
+        id: PersistId,
+        /// The batch.
+        writes: Vec<Write>,
+    },
+    /// Read this and hand the value to [`Holder::read_done`]. A read sees every batch that was reported durable.
+    Read {
+        /// Names the read.
+        id: ReadId,
+        /// Where.
+        table: Table,
+        /// Which key.
+        key: Vec<u8>,
+    },
+    /// What Kademlia serves for this section changed: the certified head's bytes, or nothing.
+    HeadChanged {
+        /// The section.
+        key: SectionKey,
+        /// [`CertifiedHead::to_bytes`].
+        record: Option<Vec<u8>>,
+    },
+}
+
+/// Counts for `status` and metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HolderStats {
+    /// Sections known, forward pointers included.
+    pub sections: usize,
+    /// Distinct shards stored.
+    pub shards: usize,
+    /// Their bytes.
+    pub shard_bytes: u64,
+    /// Uncommitted versions.
+    pub prepared: usize,
+    /// Fences.
+    pub fences: usize,
+}
+
+/// Why a stored record cannot be loaded. The store is damaged: the caller stops rather than forget a promise.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LoadError {
+    /// The value is not what this table holds.
+    #[error("a record of table {table:?} does not decode: {error}; restore the state directory, or start with an empty one")]
+    Decode {
+        /// Where.
+        table: Table,
+        /// How.
+        error: DecodeError,
+    },
+    /// The value contradicts its key or itself.
+    #[error("a record of table {0:?} does not fit its key; restore the state directory, or start with an empty one")]
+    Mismatch(Table),
+    /// Not a table that is loaded.
+    #[error("table {0:?} is not loaded at start")]
+    Table(Table),
+}
+
+/// All that one node holds for others.
+pub struct Holder {
+    me: PeerKey,
+    limits: HolderLimits,
+    sections: BTreeMap<SectionKey, Section>,
+    fences: BTreeMap<OwnerKey, Fence>,
+    /// Bytes of shards and manifests by owner, for the limit.
+    owner_bytes: BTreeMap<OwnerKey, u64>,
+    shards: usize,
+    shard_bytes: u64,
+    /// When to look at a section again, by the monotonic and by the wall clock.
+    due_mono: BTreeSet<(u64, SectionKey)>,
+    due_wall: BTreeSet<(u64, SectionKey)>,
+    last_id: u64,
+    persists: BTreeMap<PersistId, Vec<Then>>,
+    reads: BTreeMap<ReadId, PendingRead>,
+    calls_open: usize,
+}
+
+/// What this node knows of one section.
+#[derive(Default)]
+struct Section {
+    /// Manifests that were acked here, or will be once they are durable.
+    versions: BTreeMap<Version, Stored>,
+    /// Which manifest it was, of versions that were dropped before they expired: no other one is acked.
+    floors: BTreeMap<Version, Floor>,
+    /// Shard bytes here, by hash, shared by the versions that renew them.
+    shards: BTreeMap<Digest, ShardUse>,
+    /// The highest certified version, durable.
+    head: Option<Head>,
+    /// Higher ones that are not durable yet.
+    coming: Vec<(PersistId, Head)>,
+    /// Where the section stands in `due_mono` and `due_wall`.
+    due: (u64, u64),
+}
+
+struct Stored {
+    manifest: SignedManifest,
+    index: u8,
+    life: Life,
+    /// The batch it waits for; `None`: durable.
+    coming: Option<PersistId>,
+    /// `None` until signed, and after a restart.
+    ack: Option<Ack>,
+    /// When, on the monotonic clock, a newer version was certified here.
+    superseded_at_us: Option<u64>,
+}
+
+struct Floor {
+    manifest_hash: Digest,
+    until_ms: u64,
+}
+
+struct ShardUse {
+    len: u64,
+    versions: usize,
+    /// The disk no longer has the bytes, or has others.
+    lost: bool,
+}
+
+struct Head {
+    head: CertifiedHead,
+    life: Life,
+    /// Kept until then, on the wall clock, so that nothing that it supersedes comes back.
+    keep_until_ms: u64,
+    /// Whether Kademlia serves it.
+    served: bool,
+}
+
+struct Fence {
+    head: CertifiedHead,
+    coming: Option<PersistId>,
+}
+
+/// Until when a manifest counts here: by the owner's clock and the allowance, and by this node's own; whichever ends first.
+#[derive(Clone, Copy)]
+struct Life {
+    until_ms: u64,
+    until_us: u64,
+}
+
+impl Life {
+    fn of(manifest: &Manifest, received_ms: u64, now: Now) -> Self {
+        let left_ms = manifest.ttl_ms.saturating_sub(now.wall_ms.saturating_sub(received_ms));
+        Self { until_ms: expiry_ms(manifest), until_us: now.mono_us.saturating_add(left_ms.saturating_mul(1000)) }
+    }
+
+    fn over(&self, now: Now) -> bool {
+        now.wall_ms >= self.until_ms || now.mono_us >= self.until_us
+    }
+}
+
+/// When nobody counts it any more, whatever his clock within the allowance.
+fn expiry_ms(manifest: &Manifest) -> u64 {
+    manifest.expires_at_ms().saturating_add(clock_allowance_ms(manifest.class))
+}
+
+/// A host of an agent: a later term beats a device.
+fn host(version: &Version) -> (u64, DeviceId) {
+    (version.term, version.device)
+}
+
+/// The order of certified heads. One version has two certified manifests only if its owner equivocated: then all prefer the same one.
+fn rank(manifest: &SignedManifest) -> (Version, Digest) {
+    (manifest.version, manifest.hash())
+}
+
+/// What happens once a batch is durable.
+enum Then {
+    Stored { key: SectionKey, version: Version, id: PersistId },
+    Certified { key: SectionKey, id: PersistId },
+    Fenced { owner: OwnerKey, id: PersistId },
+    Ack { call: CallId, key: SectionKey, version: Version },
+    Commit { call: CallId, key: SectionKey, owner: OwnerKey, rank: (Version, Digest) },
+    Head { call: CallId, key: SectionKey, with_shard: bool },
+}
+
+struct PendingRead {
+    call: CallId,
+    key: SectionKey,
+    index: u8,
+    hash: Digest,
+    /// The answer to `Head` that waits for its shard; `None`: `Shard` was asked.
+    answer: Option<HeadAnswer>,
+}
+
+/// Value of [`Table::Prepared`], under section key, term (big endian), device and sequence number (big endian).
+#[derive(Encode, Decode)]
+enum PreparedRecord {
+    Held { manifest: ManifestWire, index: u8, received_ms: u64 },
+    Floor { manifest_hash: Digest, until_ms: u64 },
+}
+
+/// Value of [`Table::Head`], under the section key. A fence is a plain [`HeadWire`], under the owner key.
+#[derive(Encode, Decode)]
+struct HeadRecord {
+    head: HeadWire,
+    received_ms: u64,
+    keep_until_ms: u64,
+}
+
+fn prepared_key(key: &SectionKey, version: &Version) -> Vec<u8> {
+    [&key.0[..], &version.term.to_be_bytes(), &version.device.0, &version.seq.to_be_bytes()].concat()
+}
+
+fn shard_key(key: &SectionKey, hash: &Digest) -> Vec<u8> {
+    [key.0, hash.0].concat()
+}
+
+impl Holder {
+    /// An empty holder that goes by the name `me`.
+    pub fn new(me: PeerKey, limits: HolderLimits) -> Self {
+        Self {
+            me,
+            limits,
+            sections: BTreeMap::new(),
+            fences: BTreeMap::new(),
+            owner_bytes: BTreeMap::new(),
+            shards: 0,
+            shard_bytes: 0,
+            due_mono: BTreeSet::new(),
+            due_wall: BTreeSet::new(),
+            last_id: 0,
+            persists: BTreeMap::new(),
+            reads: BTreeMap::new(),
+            calls_open: 0,
+        }
+    }
+
+    /// Takes in one stored record: every one of [`Table::Prepared`], [`Table::Head`] and [`Table::Fence`], in any order, before anything
+    /// is handled. Shards are read when they are asked for.
+    pub fn load(&mut self, table: Table, key: &[u8], value: &[u8], now: Now) -> Result<(), LoadError> {
+        let decode = |error| LoadError::Decode { table, error };
+        let fits = |fits: bool| fits.then_some(()).ok_or(LoadError::Mismatch(table));
+        match table {
+            Table::Prepared => match wire::decode(value).map_err(decode)? {
+                PreparedRecord::Held { manifest, index, received_ms } => {
+                    let manifest = SignedManifest::trusted(manifest).map_err(|_| LoadError::Mismatch(table))?;
+                    fits(key == prepared_key(&manifest.key, &manifest.version))?;
+                    fits(manifest.index_of(&self.me) == Some(index))?;
+                    let section = manifest.key;
+                    let life = Life::of(&manifest, received_ms, now);
+                    self.insert(Stored { manifest, index, life, coming: None, ack: None, superseded_at_us: None });
+                    self.supersede(&section, now);
+                    self.reschedule(&section);
+                }
+                PreparedRecord::Floor { manifest_hash, until_ms } => {
+                    let (section, version) = read_prepared_key(key).ok_or(LoadError::Mismatch(table))?;
+                    let entry = self.sections.entry(section).or_default();
+                    entry.floors.insert(version, Floor { manifest_hash, until_ms });
+                    self.reschedule(&section);
+                }
+            },
+            Table::Head => {
+                let record: HeadRecord = wire::decode(value).map_err(decode)?;
+                let head = CertifiedHead::trusted(record.head).map_err(|_| LoadError::Mismatch(table))?;
+                let section = head.manifest.key;
+                fits(key == section.0)?;
+                let life = Life::of(&head.manifest, record.received_ms, now);
+                let entry = self.sections.entry(section).or_default();
+                entry.head = Some(Head { served: !life.over(now), head, life, keep_until_ms: record.keep_until_ms });
+                self.supersede(&section, now);
+                self.reschedule(&section);
+            }
+            Table::Fence => {
+                let head = CertifiedHead::trusted(wire::decode(value).map_err(decode)?).map_err(|_| LoadError::Mismatch(table))?;
+                fits(key == head.manifest.owner.0)?;
+                self.fences.insert(head.manifest.owner, Fence { head, coming: None });
+            }
+            _ => return Err(LoadError::Table(table)),
+        }
+        Ok(())
+    }
+
+    /// What Kademlia serves after loading: section and record, of heads that have not expired.
+    pub fn loaded_heads(&self, now: Now) -> impl Iterator<Item = (SectionKey, Vec<u8>)> + '_ {
+        self.sections.keys().filter_map(move |key| Some((*key, self.live_head(key, now)?.head.to_bytes())))
+    }
+
+    /// An inbound request. Who sent it decides nothing: all that counts is signed. `signer` is needed only to renew acks that were signed
+    /// before a restart.
+    pub fn handle(
+        &mut self,
+        call: CallId,
+        _from: PeerKey,
+        request: Request,
+        now: Now,
+        signer: &dyn Signer,
+        verifier: &dyn Verifier,
+    ) -> Vec<HolderOut> {
+        let mut out = Vec::new();
+        let response = if self.calls_open >= CALLS_OPEN_MAX {
+            Some(Response::Busy)
+        } else {
+            match request {
+                Request::Prepare { manifest, index, shard } => {
+                    self.prepare(call, manifest, index, shard, now, signer, verifier, &mut out).unwrap_or_else(Some)
+                }
+                Request::Commit { head } => self.commit(call, head, now, verifier, &mut out).unwrap_or_else(Some),
+                Request::Head { key, fence, with_shard } => match fence {
+                    None => self.answer_head(call, key, with_shard, now, signer, &mut out),
+                    Some(fence) => self.fence(call, key, fence, with_shard, now, signer, verifier, &mut out).unwrap_or_else(Some),
+                },
+                Request::Shard { key, version } => self.shard(call, key, version, now, &mut out),
+            }
+        };
+        match response {
+            Some(response) => out.push(HolderOut::Reply { call, response }),
+            None => self.calls_open += 1,
+        }
+        out
+    }
+
+    /// These batches are durable. Batches become durable in the order in which they were handed out. All acks that waited for them are
+    /// signed together.
+    pub fn persisted(&mut self, ids: &[PersistId], now: Now, signer: &dyn Signer) -> Vec<HolderOut> {
+        let mut out = Vec::new();
+        let thens: Vec<Then> = ids.iter().filter_map(|id| self.persists.remove(id)).flatten().collect();
+        let mut durable = Vec::new();
+        for then in &thens {
+            match then {
+                Then::Stored { key, version, id } => {
+                    let stored = self.sections.get_mut(key).and_then(|section| section.versions.get_mut(version));
+                    if let Some(stored) = stored.filter(|stored| stored.coming == Some(*id)) {
+                        stored.coming = None;
+                        durable.push((*key, *version));
+                    }
+                }
+                Then::Certified { key, id } => self.promote(key, *id, now, &mut out),
+                Then::Fenced { owner, id } => {
+                    if let Some(fence) = self.fences.get_mut(owner).filter(|fence| fence.coming == Some(*id)) {
+                        fence.coming = None;
+                    }
+                }
+                Then::Ack { .. } | Then::Commit { .. } | Then::Head { .. } => {}
+            }
+        }
+        self.sign(&durable, signer);
+        for then in thens {
+            let (call, response) = match then {
+                Then::Ack { call, key, version } => (call, Some(self.ack(&key, &version, signer))),
+                Then::Commit { call, key, owner, rank } => (call, Some(self.commit_answer(&key, &owner, &rank))),
+                Then::Head { call, key, with_shard } => (call, self.answer_head(call, key, with_shard, now, signer, &mut out)),
+                Then::Stored { .. } | Then::Certified { .. } | Then::Fenced { .. } => continue,
+            };
+            if let Some(response) = response {
+                self.close(call, response, &mut out);
+            }
+        }
+        out
+    }
+
+    /// The value of a read.
+    pub fn read_done(&mut self, id: ReadId, value: Option<Vec<u8>>, _now: Now) -> Vec<HolderOut> {
+        let mut out = Vec::new();
+        let Some(PendingRead { call, key, index, hash, answer }) = self.reads.remove(&id) else { return out };
+        let bytes = value.filter(|bytes| content_hash(bytes) == hash);
+        if bytes.is_none()
+            && let Some(shard) = self.sections.get_mut(&key).and_then(|section| section.shards.get_mut(&hash))
+        {
+            shard.lost = true;
+        }
+        let response = match answer {
+            Some(answer) => Response::Head(HeadAnswer { shard: bytes.map(|bytes| ShardWire { index, bytes }), ..answer }),
+            None => bytes.map_or(Response::Absent, |bytes| Response::Shard { index, bytes }),
+        };
+        self.close(call, response, &mut out);
+        out
+    }
+
+    /// Time has passed: forget what has expired. Call about once a second.
+    pub fn tick(&mut self, now: Now) -> Vec<HolderOut> {
+        let mono = self.due_mono.iter().take_while(|(due, _)| *due <= now.mono_us).map(|(_, key)| *key);
+        let wall = self.due_wall.iter().take_while(|(due, _)| *due <= now.wall_ms).map(|(_, key)| *key);
+        let due: BTreeSet<SectionKey> = mono.chain(wall).collect();
+        let mut out = Vec::new();
+        let mut writes = Vec::new();
+        for key in due {
+            self.sweep(&key, now, &mut writes, &mut out);
+        }
+        if !writes.is_empty() {
+            let id = self.persist(writes, &mut out);
+            self.persists.remove(&id); // nothing waits for it
+        }
+        out
+    }
+
+    /// Counts.
+    pub fn stats(&self) -> HolderStats {
+        HolderStats {
+            sections: self.sections.len(),
+            shards: self.shards,
+            shard_bytes: self.shard_bytes,
+            prepared: self.sections.values().map(|section| section.uncommitted().count()).sum(),
+            fences: self.fences.len(),
+        }
+    }
+
+    /// The certified head that this node would serve.
+    pub fn head(&self, key: &SectionKey, now: Now) -> Option<CertifiedHead> {
+        Some(self.live_head(key, now)?.head.clone())
+    }
+
+    /// The limits in force.
+    pub fn limits(&self) -> &HolderLimits {
+        &self.limits
+    }
+}
+
+// The four requests. `Err` answers at once, as `?` does; `Ok(None)` waits for the disk.
+impl Holder {
+    #[allow(clippy::too_many_arguments, reason = "a request and what it takes to judge it")]
+    fn prepare(
+        &mut self,
+        call: CallId,
+        manifest: ManifestWire,
+        index: u8,
+        shard: Option<Vec<u8>>,
+        now: Now,
+        signer: &dyn Signer,
+        verifier: &dyn Verifier,
+        out: &mut Vec<HolderOut>,
+    ) -> Result<Option<Response>, Response> {
+        let manifest = SignedManifest::verify(manifest, verifier).map_err(|_| refused(Refusal::BadManifest))?;
+        if manifest.holders.get(usize::from(index)) != Some(&self.me) {
+            return Err(refused(Refusal::NotAHolder));
+        }
+        let life = self.in_time(&manifest, now)?;
+        let (key, version) = (manifest.key, manifest.version);
+        let hash = manifest.shard_hashes[usize::from(index)];
+        if let Some(bytes) = &shard
+            && !shard_matches(&manifest, index, bytes)
+        {
+            return Err(refused(Refusal::WrongShard));
+        }
+        self.not_fenced(&key, &manifest.owner, &version)?;
+        let section = self.sections.get(&key);
+        let have_bytes = section.and_then(|section| section.shards.get(&hash)).is_some_and(|shard| !shard.lost);
+        if let Some(stored) = section.and_then(|section| section.versions.get(&version)) {
+            if stored.manifest.hash() != manifest.hash() {
+                return Err(Response::Conflict { manifest: stored.manifest.wire().clone() });
+            }
+            let coming = stored.coming;
+            if !have_bytes {
+                // The disk lost what was acked. The promise stands, so the bytes are taken again.
+                let bytes = shard.ok_or(Response::NeedShard)?;
+                let id = self.persist(vec![Write::set(Table::Shard, shard_key(&key, &hash), bytes)], out);
+                self.then(id, Then::Ack { call, key, version });
+                self.sections.get_mut(&key).and_then(|section| section.shards.get_mut(&hash)).expect("listed").lost = false;
+                return Ok(None);
+            }
+            return match coming {
+                None => Err(self.ack(&key, &version, signer)),
+                Some(id) => {
+                    self.then(id, Then::Ack { call, key, version });
+                    Ok(None)
+                }
+            };
+        }
+        if let Some(section) = section {
+            section.admits(&manifest, &self.limits)?;
+        }
+        let new_bytes = match shard {
+            _ if have_bytes => None,
+            Some(bytes) => Some(bytes),
+            None => return Err(Response::NeedShard),
+        };
+        self.room(&manifest, new_bytes.as_ref().map_or(0, Vec::len) as u64)?;
+        let record = PreparedRecord::Held { manifest: manifest.wire().clone(), index, received_ms: now.wall_ms };
+        let mut writes = Vec::with_capacity(2);
+        writes.extend(new_bytes.map(|bytes| Write::set(Table::Shard, shard_key(&key, &hash), bytes)));
+        writes.push(Write::set(Table::Prepared, prepared_key(&key, &version), wire::encode(&record)));
+        let id = self.persist(writes, out);
+        self.insert(Stored { manifest, index, life, coming: Some(id), ack: None, superseded_at_us: None });
+        self.then(id, Then::Stored { key, version, id });
+        self.then(id, Then::Ack { call, key, version });
+        self.reschedule(&key);
+        Ok(None)
+    }
+
+    fn commit(
+        &mut self,
+        call: CallId,
+        head: HeadWire,
+        now: Now,
+        verifier: &dyn Verifier,
+        out: &mut Vec<HolderOut>,
+    ) -> Result<Option<Response>, Response> {
+        let manifest = SignedManifest::trusted(head.manifest.clone()).map_err(|_| refused(Refusal::BadManifest))?;
+        let (key, owner, rank) = (manifest.key, manifest.owner, rank(&manifest));
+        // Whether what was sent is, byte for byte, what was verified before: then its signatures are not verified again.
+        let same = |known: &SignedManifest| known.wire() == &head.manifest;
+        let (mut known_manifest, mut known_head) = (false, false);
+        if let Some(section) = self.sections.get(&key) {
+            known_manifest = section.versions.get(&rank.0).is_some_and(|stored| same(&stored.manifest));
+            known_head = section.heads().any(|known| same(&known.head.manifest));
+        }
+        if !known_manifest && !known_head {
+            SignedManifest::verify(head.manifest, verifier).map_err(|_| refused(Refusal::BadManifest))?;
+        }
+        let life = self.in_time(&manifest, now)?;
+        if !known_head && (head.handover.is_some() || head.certificate.verify(&manifest, verifier).is_err()) {
+            return Err(refused(Refusal::BadCertificate));
+        }
+        let known = self.sections.get(&key).and_then(|section| section.at_least(&rank));
+        match known {
+            Some(None) => return Err(self.commit_answer(&key, &owner, &rank)),
+            Some(Some(id)) => {
+                self.then(id, Then::Commit { call, key, owner, rank });
+                return Ok(None);
+            }
+            None => {}
+        }
+        if !self.sections.contains_key(&key) && self.sections.len() >= self.limits.sections_max {
+            return Err(refused(Refusal::Full));
+        }
+        let section = self.sections.entry(key).or_default();
+        let keep_until_ms = section.keep_until_ms(&manifest, now);
+        let head = CertifiedHead { manifest, certificate: head.certificate };
+        let record = HeadRecord { head: head.to_wire(), received_ms: now.wall_ms, keep_until_ms };
+        let id = self.persist(vec![Write::set(Table::Head, key.0, wire::encode(&record))], out);
+        let section = self.sections.get_mut(&key).expect("just there");
+        section.coming.push((id, Head { head, life, keep_until_ms, served: false }));
+        self.then(id, Then::Certified { key, id });
+        self.then(id, Then::Commit { call, key, owner, rank });
+        Ok(None)
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "a request and what it takes to judge it")]
+    fn fence(
+        &mut self,
+        call: CallId,
+        key: SectionKey,
+        fence: HeadWire,
+        with_shard: bool,
+        now: Now,
+        signer: &dyn Signer,
+        verifier: &dyn Verifier,
+        out: &mut Vec<HolderOut>,
+    ) -> Result<Option<Response>, Response> {
+        let bad = || refused(Refusal::BadFence);
+        let manifest = SignedManifest::trusted(fence.manifest.clone()).map_err(|_| bad())?;
+        let (owner, offered) = (manifest.owner, host(&manifest.version));
+        let known = self.fences.get(&owner).is_some_and(|known| known.head.to_wire() == fence);
+        if !known {
+            let head = CertifiedHead::verify(fence, verifier).map_err(|_| bad())?;
+            if head.manifest.name != CARD_NAME || head.manifest.class != Class::Core {
+                return Err(bad());
+            }
+            let stored = self.fences.get(&owner).map(|stored| host(&stored.head.manifest.version));
+            if stored.is_none_or(|stored| stored < offered) {
+                self.in_time(&head.manifest, now)?;
+                let mut writes = self.room_for_fence(&owner, now)?;
+                writes.push(Write::set(Table::Fence, owner.0, head.to_bytes()));
+                let id = self.persist(writes, out);
+                self.fences.insert(owner, Fence { head, coming: Some(id) });
+                self.then(id, Then::Fenced { owner, id });
+            }
+        }
+        let stored = self.fences.get(&owner).expect("there before, or just stored");
+        if host(&stored.head.manifest.version) > offered {
+            return Err(Response::Fenced { head: stored.head.to_wire() });
+        }
+        match stored.coming {
+            Some(id) => {
+                self.then(id, Then::Head { call, key, with_shard });
+                Ok(None)
+            }
+            None => Ok(self.answer_head(call, key, with_shard, now, signer, out)),
+        }
+    }
+
+    /// All that is durable here about the section; `None`: the answer waits for the shard.
+    fn answer_head(
+        &mut self,
+        call: CallId,
+        key: SectionKey,
+        with_shard: bool,
+        now: Now,
+        signer: &dyn Signer,
+        out: &mut Vec<HolderOut>,
+    ) -> Option<Response> {
+        let Some(section) = self.sections.get(&key) else { return Some(Response::Head(HeadAnswer::default())) };
+        let above: Vec<(SectionKey, Version)> = section
+            .uncommitted()
+            .filter(|stored| stored.coming.is_none() && !stored.life.over(now))
+            .map(|stored| (key, stored.manifest.version))
+            .collect();
+        self.sign(&above, signer);
+        let section = self.sections.get(&key).expect("just there");
+        let mut answer = HeadAnswer::default();
+        for (_, version) in &above {
+            let stored = &section.versions[version];
+            let ack = stored.ack.clone().expect("just signed");
+            answer.prepared.push(PreparedWire { manifest: stored.manifest.wire().clone(), ack });
+        }
+        let mut shard = None;
+        match &section.head {
+            Some(head) if head.life.over(now) => answer.expired = Some(head.head.to_wire()),
+            Some(head) => {
+                answer.committed = Some(head.head.to_wire());
+                shard = section.shard_of(&head.head.manifest.version).filter(|_| with_shard);
+                shard = shard.filter(|(stored, _)| stored.manifest.hash() == head.head.manifest.hash());
+            }
+            None => {}
+        }
+        let Some((index, hash)) = shard.map(|(stored, hash)| (stored.index, hash)) else { return Some(Response::Head(answer)) };
+        self.read(PendingRead { call, key, index, hash, answer: Some(answer) }, out);
+        None
+    }
+
+    fn shard(&mut self, call: CallId, key: SectionKey, version: Version, now: Now, out: &mut Vec<HolderOut>) -> Option<Response> {
+        let Some(section) = self.sections.get(&key) else { return Some(Response::Absent) };
+        let here = section.shard_of(&version).filter(|(stored, _)| !stored.life.over(now));
+        if let Some((index, hash)) = here.map(|(stored, hash)| (stored.index, hash)) {
+            self.read(PendingRead { call, key, index, hash, answer: None }, out);
+            return None;
+        }
+        let newer = self.live_head(&key, now).filter(|head| head.head.manifest.version > version);
+        let gone = !section.versions.contains_key(&version);
+        Some(newer.filter(|_| gone).map_or(Response::Absent, |head| Response::Superseded { head: head.head.to_wire() }))
+    }
+}
+
+// The rules.
+impl Holder {
+    /// Neither issued in the future nor expired, within the allowance.
+    fn in_time(&self, manifest: &SignedManifest, now: Now) -> Result<Life, Response> {
+        if manifest.issued_at_ms > now.wall_ms.saturating_add(clock_allowance_ms(manifest.class)) {
+            return Err(refused(Refusal::FromTheFuture));
+        }
+        let life = Life::of(manifest, now.wall_ms, now);
+        if life.over(now) { Err(refused(Refusal::Expired)) } else { Ok(life) }
+    }
+
+    /// No fence of a higher host, and no certified version of one, stands here: durable or about to be.
+    fn not_fenced(&self, key: &SectionKey, owner: &OwnerKey, version: &Version) -> Result<(), Response> {
+        let fence = self.fences.get(owner).map(|fence| &fence.head);
+        let heads = self.sections.get(key).into_iter().flat_map(Section::heads).map(|head| &head.head);
+        match fence.into_iter().chain(heads).find(|head| host(&head.manifest.version) > host(version)) {
+            Some(head) => Err(Response::Fenced { head: head.to_wire() }),
+            None => Ok(()),
+        }
+    }
+
+    /// The answer to a commit once this head or a higher one is durable.
+    fn commit_answer(&self, key: &SectionKey, owner: &OwnerKey, committed: &(Version, Digest)) -> Response {
+        if let Err(fenced) = self.not_fenced(key, owner, &committed.0) {
+            return fenced;
+        }
+        let head = self.sections.get(key).and_then(|section| section.head.as_ref()).map(|head| &head.head.manifest);
+        match head.filter(|head| head.version == committed.0 && head.hash() != committed.1) {
+            Some(other) => Response::Conflict { manifest: other.wire().clone() },
+            None => Response::Committed,
+        }
+    }
+
+    fn room(&self, manifest: &SignedManifest, new_shard_bytes: u64) -> Result<(), Response> {
+        let owned = self.owner_bytes.get(&manifest.owner).copied().unwrap_or(0);
+        let added = new_shard_bytes + manifest.wire().body.len() as u64;
+        let full = !self.sections.contains_key(&manifest.key) && self.sections.len() >= self.limits.sections_max
+            || self.shard_bytes + new_shard_bytes > self.limits.shard_bytes_max
+            || owned + added > self.limits.bytes_per_owner_max;
+        if full { Err(refused(Refusal::Full)) } else { Ok(()) }
+    }
+
+    /// The writes that make room for one more fence: none if there is room, or a fence whose card has expired is forgotten.
+    fn room_for_fence(&mut self, owner: &OwnerKey, now: Now) -> Result<Vec<Write>, Response> {
+        if self.fences.contains_key(owner) || self.fences.len() < self.limits.fences_max {
+            return Ok(Vec::new());
+        }
+        let expired = |fence: &Fence| fence.coming.is_none() && now.wall_ms >= expiry_ms(&fence.head.manifest);
+        let oldest = self.fences.iter().filter(|(_, fence)| expired(fence)).min_by_key(|(_, fence)| expiry_ms(&fence.head.manifest));
+        let forgotten = *oldest.ok_or(refused(Refusal::Full))?.0;
+        self.fences.remove(&forgotten);
+        Ok(vec![Write::remove(Table::Fence, forgotten.0)])
+    }
+
+    /// A head is durable now.
+    fn promote(&mut self, key: &SectionKey, id: PersistId, now: Now, out: &mut Vec<HolderOut>) {
+        let Some(section) = self.sections.get_mut(key) else { return };
+        let Some(position) = section.coming.iter().position(|(coming, _)| *coming == id) else { return };
+        let (_, mut head) = section.coming.remove(position);
+        if section.head.as_ref().is_some_and(|old| rank(&old.head.manifest) >= rank(&head.head.manifest)) {
+            return;
+        }
+        head.served = !head.life.over(now);
+        out.push(HolderOut::HeadChanged { key: *key, record: head.served.then(|| head.head.to_bytes()) });
+        section.head = Some(head);
+        self.supersede(key, now);
+        self.reschedule(key);
+    }
+
+    /// Notes since when a certificate of something newer has been held.
+    fn supersede(&mut self, key: &SectionKey, now: Now) {
+        let Some(section) = self.sections.get_mut(key) else { return };
+        let Some(head) = section.head.as_ref().map(|head| head.head.manifest.version) else { return };
+        for (_, stored) in section.versions.range_mut(..head) {
+            stored.superseded_at_us.get_or_insert(now.mono_us);
+        }
+    }
+
+    /// Drops what the rules let go of a section.
+    fn sweep(&mut self, key: &SectionKey, now: Now, writes: &mut Vec<Write>, out: &mut Vec<HolderOut>) {
+        let Some(section) = self.sections.get_mut(key) else { return };
+        let grace_us = self.limits.grace_ms * 1000;
+        let droppable = |stored: &Stored| {
+            let superseded = stored.superseded_at_us.is_some_and(|since| now.mono_us >= since + grace_us);
+            stored.coming.is_none() && (stored.life.over(now) || superseded)
+        };
+        let dropped: Vec<Version> = section.versions.iter().filter(|(_, stored)| droppable(stored)).map(|(version, _)| *version).collect();
+        let forgotten: Vec<Version> =
+            section.floors.iter().filter(|(_, floor)| now.wall_ms >= floor.until_ms).map(|(version, _)| *version).collect();
+        for version in forgotten {
+            section.floors.remove(&version);
+            writes.push(Write::remove(Table::Prepared, prepared_key(key, &version)));
+        }
+        if let Some(head) = &mut section.head {
+            if head.served && head.life.over(now) {
+                head.served = false;
+                out.push(HolderOut::HeadChanged { key: *key, record: None });
+            }
+            if !head.served && now.wall_ms >= head.keep_until_ms && section.coming.is_empty() {
+                section.head = None;
+                writes.push(Write::remove(Table::Head, key.0));
+            }
+        }
+        for version in dropped {
+            self.drop_version(key, &version, now, writes);
+        }
+        if self.sections.get(key).is_some_and(Section::is_empty) {
+            self.unschedule(key);
+            self.sections.remove(key);
+        } else {
+            self.reschedule(key);
+        }
+    }
+
+    /// Its bytes go, unless another version shares them; which manifest it was is remembered until it has expired for everyone.
+    fn drop_version(&mut self, key: &SectionKey, version: &Version, now: Now, writes: &mut Vec<Write>) {
+        let Some(section) = self.sections.get_mut(key) else { return };
+        let Some(stored) = section.versions.remove(version) else { return };
+        let mut freed = stored.manifest.wire().body.len() as u64;
+        let hash = stored.shard_hash();
+        if let Some(shard) = section.shards.get_mut(&hash) {
+            shard.versions -= 1;
+            if shard.versions == 0 {
+                freed += shard.len;
+                self.shards -= 1;
+                self.shard_bytes -= shard.len;
+                section.shards.remove(&hash);
+                writes.push(Write::remove(Table::Shard, shard_key(key, &hash)));
+            }
+        }
+        let owned = self.owner_bytes.entry(stored.manifest.owner).or_default();
+        *owned = owned.saturating_sub(freed);
+        if *owned == 0 {
+            self.owner_bytes.remove(&stored.manifest.owner);
+        }
+        let until_ms = expiry_ms(&stored.manifest);
+        let record_key = prepared_key(key, version);
+        if now.wall_ms >= until_ms {
+            writes.push(Write::remove(Table::Prepared, record_key));
+        } else {
+            let manifest_hash = stored.manifest.hash();
+            let record = PreparedRecord::Floor { manifest_hash, until_ms };
+            section.floors.insert(*version, Floor { manifest_hash, until_ms });
+            writes.push(Write::set(Table::Prepared, record_key, wire::encode(&record)));
+        }
+    }
+}
+
+// Bookkeeping.
+impl Holder {
+    fn persist(&mut self, writes: Vec<Write>, out: &mut Vec<HolderOut>) -> PersistId {
+        self.last_id += 1;
+        let id = PersistId(self.last_id);
+        self.persists.insert(id, Vec::new());
+        out.push(HolderOut::Persist { id, writes });
+        id
+    }
+
+    fn then(&mut self, id: PersistId, then: Then) {
+        self.persists.entry(id).or_default().push(then);
+    }
+
+    fn read(&mut self, read: PendingRead, out: &mut Vec<HolderOut>) {
+        self.last_id += 1;
+        let id = ReadId(self.last_id);
+        out.push(HolderOut::Read { id, table: Table::Shard, key: shard_key(&read.key, &read.hash) });
+        self.reads.insert(id, read);
+    }
+
+    fn close(&mut self, call: CallId, response: Response, out: &mut Vec<HolderOut>) {
+        self.calls_open = self.calls_open.saturating_sub(1);
+        out.push(HolderOut::Reply { call, response });
+    }
+
+    fn insert(&mut self, stored: Stored) {
+        let manifest = &stored.manifest;
+        let (key, version, hash, owner) = (manifest.key, manifest.version, stored.shard_hash(), manifest.owner);
+        let (len, body_len) = (manifest.shard_len() as u64, manifest.wire().body.len() as u64);
+        let section = self.sections.entry(key).or_default();
+        let owned = self.owner_bytes.entry(owner).or_default();
+        *owned += body_len;
+        let shard = section.shards.entry(hash).or_insert_with(|| {
+            *owned += len;
+            self.shards += 1;
+            self.shard_bytes += len;
+            ShardUse { len, versions: 0, lost: false }
+        });
+        shard.versions += 1;
+        if stored.coming.is_some() {
+            shard.lost = false; // written anew
+        }
+        section.versions.insert(version, stored);
+    }
+
+    /// Signs those of the versions whose ack is not at hand, with one signature for up to [`ACK_BATCH_MAX`] of them.
+    fn sign(&mut self, versions: &[(SectionKey, Version)], signer: &dyn Signer) {
+        let unsigned = |(key, version): &&(SectionKey, Version)| {
+            let stored = self.sections.get(key).and_then(|section| section.versions.get(version));
+            stored.is_some_and(|stored| stored.ack.is_none())
+        };
+        let wanted: Vec<(SectionKey, Version)> = versions.iter().filter(unsigned).copied().collect();
+        for batch in wanted.chunks(ACK_BATCH_MAX) {
+            let leaf = |(key, version): &(SectionKey, Version)| {
+                let stored = &self.sections[key].versions[version];
+                stored.manifest.ack_leaf(stored.index)
+            };
+            let leaves: Vec<_> = batch.iter().map(leaf).collect();
+            for ((key, version), ack) in batch.iter().zip(sign_batch(&leaves, signer)) {
+                let stored = self.sections.get_mut(key).and_then(|section| section.versions.get_mut(version));
+                stored.expect("listed").ack = Some(ack);
+            }
+        }
+    }
+
+    /// The ack of a durable version.
+    fn ack(&mut self, key: &SectionKey, version: &Version, signer: &dyn Signer) -> Response {
+        self.sign(&[(*key, *version)], signer);
+        let stored = self.sections.get(key).and_then(|section| section.versions.get(version));
+        match stored.and_then(|stored| stored.ack.clone()) {
+            Some(ack) => Response::Acked { ack },
+            None => refused(Refusal::Expired),
+        }
+    }
+
+    fn live_head(&self, key: &SectionKey, now: Now) -> Option<&Head> {
+        self.sections.get(key)?.head.as_ref().filter(|head| !head.life.over(now))
+    }
+
+    fn reschedule(&mut self, key: &SectionKey) {
+        self.unschedule(key);
+        let grace_us = self.limits.grace_ms * 1000;
+        let Some(section) = self.sections.get_mut(key) else { return };
+        section.due = section.next_due(grace_us);
+        self.due_mono.insert((section.due.0, *key));
+        self.due_wall.insert((section.due.1, *key));
+    }
+
+    fn unschedule(&mut self, key: &SectionKey) {
+        if let Some(section) = self.sections.get(key) {
+            self.due_mono.remove(&(section.due.0, *key));
+            self.due_wall.remove(&(section.due.1, *key));
+        }
+    }
+}
+
+impl Stored {
+    fn shard_hash(&self) -> Digest {
+        self.manifest.shard_hashes[usize::from(self.index)]
+    }
+}
+
+impl Section {
+    fn is_empty(&self) -> bool {
+        self.versions.is_empty() && self.floors.is_empty() && self.head.is_none() && self.coming.is_empty()
+    }
+
+    /// Certified heads, durable or about to be.
+    fn heads(&self) -> impl Iterator<Item = &Head> {
+        self.head.iter().chain(self.coming.iter().map(|(_, head)| head))
+    }
+
+    /// Versions above the durable head.
+    fn uncommitted(&self) -> impl Iterator<Item = &Stored> {
+        let head = self.head.as_ref().map(|head| head.head.manifest.version);
+        self.versions.iter().filter(move |(version, _)| head.is_none_or(|head| **version > head)).map(|(_, stored)| stored)
+    }
+
+    /// Whether a head of this rank or a higher one is durable (`Some(None)`) or will be with a batch (`Some(Some(id))`).
+    fn at_least(&self, wanted: &(Version, Digest)) -> Option<Option<PersistId>> {
+        if self.head.as_ref().is_some_and(|head| rank(&head.head.manifest) >= *wanted) {
+            return Some(None);
+        }
+        self.coming.iter().find(|(_, head)| rank(&head.head.manifest) >= *wanted).map(|(id, _)| Some(*id))
+    }
+
+    /// A durable version and the hash of its shard, if the bytes are here.
+    fn shard_of(&self, version: &Version) -> Option<(&Stored, Digest)> {
+        let stored = self.versions.get(version).filter(|stored| stored.coming.is_none())?;
+        let hash = stored.shard_hash();
+        self.shards.get(&hash).is_some_and(|shard| !shard.lost).then_some((stored, hash))
+    }
+
+    /// Whether a manifest of a version that is not stored here may be acked.
+    fn admits(&self, manifest: &SignedManifest, limits: &HolderLimits) -> Result<(), Response> {
+        let version = &manifest.version;
+        if let Some(head) = self.heads().find(|head| head.head.manifest.version >= *version) {
+            let certified = &head.head.manifest;
+            match certified.version == *version {
+                true if certified.hash() != manifest.hash() => return Err(Response::Conflict { manifest: certified.wire().clone() }),
+                true => {}
+                false => return Err(refused(Refusal::Stale)),
+            }
+        }
+        if let Some(floor) = self.floors.get(version) {
+            let same = floor.manifest_hash == manifest.hash();
+            return Err(refused(if same { Refusal::Expired } else { Refusal::Stale }));
+        }
+        if self.uncommitted().any(|stored| host(&stored.manifest.version) > host(version)) {
+            return Err(refused(Refusal::Stale));
+        }
+        let of_this_host = self.uncommitted().filter(|stored| host(&stored.manifest.version) == host(version)).count();
+        let certified = self.heads().any(|head| head.head.manifest.version >= *version);
+        let crowded =
+            of_this_host >= limits.prepared_per_section || self.uncommitted().count() >= limits.prepared_per_section * HOSTS_PREPARED_MAX;
+        if crowded && !certified { Err(Response::Busy) } else { Ok(()) }
+    }
+
+    /// Until when a new head must stay: nothing that it supersedes, here or in the older sets that it names, may outlive it.
+    fn keep_until_ms(&self, manifest: &SignedManifest, now: Now) -> u64 {
+        let allowance = clock_allowance_ms(manifest.class);
+        let older = manifest.older.iter().map(|set| set.expires_at_ms.saturating_add(allowance));
+        let here = self.versions.values().map(|stored| stored.life.until_ms).chain(self.floors.values().map(|floor| floor.until_ms));
+        let before = self.heads().map(|head| head.keep_until_ms);
+        let longest = older.chain(here).chain(before).max().unwrap_or(0).max(expiry_ms(manifest));
+        longest.min(now.wall_ms.saturating_add(TTL_MS_MAX).saturating_add(2 * allowance)) // nobody claims a place for ever
+    }
+
+    /// When something here ends: on the monotonic clock, on the wall clock.
+    fn next_due(&self, grace_us: u64) -> (u64, u64) {
+        let (mut mono, mut wall) = (u64::MAX, u64::MAX);
+        for stored in self.versions.values() {
+            mono = mono.min(stored.life.until_us).min(stored.superseded_at_us.map_or(u64::MAX, |since| since + grace_us));
+            wall = wall.min(stored.life.until_ms);
+        }
+        for floor in self.floors.values() {
+            wall = wall.min(floor.until_ms);
+        }
+        match &self.head {
+            Some(head) if head.served => {
+                mono = mono.min(head.life.until_us);
+                wall = wall.min(head.life.until_ms);
+            }
+            Some(head) => wall = wall.min(head.keep_until_ms),
+            None => {}
+        }
+        (mono, wall)
+    }
+}
+
+fn read_prepared_key(key: &[u8]) -> Option<(SectionKey, Version)> {
+    let (section, rest) = key.split_first_chunk::<32>()?;
+    let (term, rest) = rest.split_first_chunk::<8>()?;
+    let (device, seq) = rest.split_first_chunk::<32>()?;
+    let seq: [u8; 8] = seq.try_into().ok()?;
+    let version = Version { term: u64::from_be_bytes(*term), device: DeviceId(*device), seq: u64::from_be_bytes(seq) };
+    Some((SectionKey(*section), version))
+}
+
+const fn refused(reason: Refusal) -> Response {
+    Response::Refused { reason }
+}

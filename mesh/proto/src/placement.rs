@@ -1,0 +1,165 @@
+//! Which peers become the holders of a section: a pure choice, the same for the same arguments (docs/spec/quorum.md#placement).
+
+use persona_fragments::{PeerKey, SectionKey};
+use sha2::{Digest as _, Sha256};
+
+/// A peer that lives longer is likelier to go on living: from this age on it goes before younger ones.
+pub const AGED_MS: u64 = 3_600_000;
+
+/// A peer that could hold a shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// Who.
+    pub peer: PeerKey,
+    /// Whether there is a connection to it now.
+    pub connected: bool,
+    /// When this node first met it, in milliseconds since the Unix epoch, if it remembers.
+    pub first_seen_ms: Option<u64>,
+    /// Where it is: its /24 (IPv4) or /48 (IPv6), or an operator's tag. `None` is exempt from the diversity rule.
+    pub prefix: Option<[u8; 8]>,
+}
+
+/// Chooses up to `wanted` holders, by shard index; fewer if there are not that many.
+///
+/// A holder of the `previous` set that is still a candidate stays, at its index if the number of holders is the same, so that renewing
+/// costs no shard bytes. The others are the best of the rest: connected ones first, then aged ones, then the closest to the section's
+/// Kademlia record key. At most `diversity` of them share a prefix. `exclude` is never chosen: the owner's own node would die together
+/// with what it protects.
+pub fn choose_holders(
+    key: &SectionKey,
+    candidates: &[Candidate],
+    previous: &[PeerKey],
+    exclude: &[PeerKey],
+    wanted: u8,
+    diversity: Option<u8>,
+    now_ms: u64,
+) -> Vec<PeerKey> {
+    let wanted = usize::from(wanted);
+    let mut chosen: Vec<&Candidate> = Vec::with_capacity(wanted);
+    let fits = |chosen: &[&Candidate], candidate: &Candidate| {
+        let twins = chosen.iter().filter(|other| other.prefix.is_some() && other.prefix == candidate.prefix).count();
+        let free = !chosen.iter().any(|other| other.peer == candidate.peer) && !exclude.contains(&candidate.peer);
+        free && diversity.is_none_or(|most| twins < usize::from(most))
+    };
+    let candidate_of = |peer: &PeerKey| candidates.iter().find(|candidate| candidate.peer == *peer);
+    for candidate in previous.iter().filter_map(candidate_of) {
+        if chosen.len() < wanted && fits(&chosen, candidate) {
+            chosen.push(candidate);
+        }
+    }
+    let target: [u8; 32] = Sha256::digest(key.to_kad_key()).into();
+    let rank = |candidate: &Candidate| {
+        let aged = candidate.first_seen_ms.is_some_and(|first| now_ms.saturating_sub(first) >= AGED_MS);
+        (!candidate.connected, !aged, distance(&target, &candidate.peer))
+    };
+    let mut rest: Vec<(_, &Candidate)> = candidates.iter().map(|candidate| (rank(candidate), candidate)).collect();
+    rest.sort_unstable_by_key(|(rank, _)| *rank);
+    let kept = chosen.len();
+    for (_, candidate) in rest {
+        if chosen.len() < wanted && fits(&chosen, candidate) {
+            chosen.push(candidate);
+        }
+    }
+    let (stayed, new) = chosen.split_at(kept);
+    if chosen.len() != previous.len() {
+        return chosen.iter().map(|candidate| candidate.peer).collect();
+    }
+    let mut new = new.iter();
+    let stays = |peer: &PeerKey| stayed.iter().any(|candidate| candidate.peer == *peer);
+    let at_index = |peer: &PeerKey| if stays(peer) { Some(*peer) } else { Some(new.next()?.peer) };
+    previous.iter().map_while(at_index).collect()
+}
+
+/// Kademlia's: the XOR of the SHA-256 of the record key and of the peer id's bytes.
+fn distance(target: &[u8; 32], peer: &PeerKey) -> [u8; 32] {
+    let mut distance: [u8; 32] = Sha256::digest(peer.peer_id_bytes()).into();
+    for (byte, other) in distance.iter_mut().zip(target) {
+        *byte ^= other;
+    }
+    distance
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: SectionKey = SectionKey([7; 32]);
+    const NOW_MS: u64 = 10 * AGED_MS;
+
+    fn peer(number: u8) -> PeerKey {
+        PeerKey([number; 32])
+    }
+
+    fn candidates(count: u8) -> Vec<Candidate> {
+        (1..=count).map(|number| Candidate { peer: peer(number), connected: true, first_seen_ms: None, prefix: None }).collect()
+    }
+
+    fn choose(candidates: &[Candidate], previous: &[PeerKey], wanted: u8) -> Vec<PeerKey> {
+        choose_holders(&KEY, candidates, previous, &[], wanted, None, NOW_MS)
+    }
+
+    #[test]
+    fn the_closest_are_chosen_whatever_the_order_of_candidates() {
+        let mut all = candidates(20);
+        let chosen = choose(&all, &[], 7);
+        assert_eq!(chosen.len(), 7);
+        let target: [u8; 32] = Sha256::digest(KEY.to_kad_key()).into();
+        let furthest = chosen.iter().map(|peer| distance(&target, peer)).max().expect("seven");
+        let closer = all.iter().filter(|candidate| distance(&target, &candidate.peer) <= furthest).count();
+        assert_eq!(closer, 7);
+        all.reverse();
+        assert_eq!(choose(&all, &[], 7), chosen);
+    }
+
+    #[test]
+    fn who_stays_keeps_its_index_and_holes_are_filled() {
+        let all = candidates(20);
+        let before = choose(&all, &[], 7);
+        let alive: Vec<Candidate> = all.iter().filter(|candidate| ![before[1], before[4]].contains(&candidate.peer)).cloned().collect();
+        let after = choose(&alive, &before, 7);
+        for index in [0, 2, 3, 5, 6] {
+            assert_eq!(after[index], before[index]);
+        }
+        assert!(!before.contains(&after[1]) && !before.contains(&after[4]) && after[1] != after[4]);
+        assert_eq!(choose(&all, &before, 4), before[..4]);
+    }
+
+    #[test]
+    fn excluded_and_repeated_peers_are_never_chosen() {
+        let mut all = candidates(5);
+        all.extend(candidates(5));
+        let chosen = choose_holders(&KEY, &all, &[peer(1), peer(1)], &[peer(2)], 10, None, NOW_MS);
+        assert_eq!(chosen.len(), 4);
+        assert!(!chosen.contains(&peer(2)));
+        let distinct: std::collections::BTreeSet<&PeerKey> = chosen.iter().collect();
+        assert_eq!(distinct.len(), 4);
+        assert!(choose_holders(&KEY, &all, &[peer(2)], &[peer(2)], 1, None, NOW_MS)[0] != peer(2));
+    }
+
+    #[test]
+    fn no_more_than_the_diversity_rule_allows_share_a_prefix() {
+        let mut all = candidates(10);
+        for candidate in &mut all[..6] {
+            candidate.prefix = Some([1; 8]);
+        }
+        let previous: Vec<PeerKey> = all[..4].iter().map(|candidate| candidate.peer).collect();
+        let chosen = choose_holders(&KEY, &all, &previous, &[], 7, Some(2), NOW_MS);
+        assert_eq!(chosen.len(), 6, "two of the six that share a prefix, and the four others");
+        assert_eq!(chosen[..2], previous[..2]);
+    }
+
+    #[test]
+    fn connected_go_before_unconnected_and_aged_before_young() {
+        let mut all = candidates(9);
+        for candidate in &mut all[..3] {
+            candidate.connected = false;
+        }
+        for candidate in &mut all[3..6] {
+            candidate.first_seen_ms = Some(NOW_MS - AGED_MS);
+        }
+        let chosen = choose(&all, &[], 7);
+        assert!(chosen[..3].iter().all(|peer| all[3..6].iter().any(|aged| aged.peer == *peer)));
+        assert!(chosen[3..6].iter().all(|peer| all[6..].iter().any(|young| young.peer == *peer)));
+        assert!(all[..3].iter().any(|unconnected| unconnected.peer == chosen[6]));
+    }
+}

@@ -1,0 +1,555 @@
+//! One put of one manifest: when is it durable? (docs/spec/quorum.md#put)
+//!
+//! Round 1 sends every holder its shard until `n - f` have signed that it is on their disks: the signatures are the certificate. Round 2
+//! tells the certificate to `n - f` of this holder set and of every older one that may still be asked. Only then is the put committed.
+//! Placement of the remaining shards goes on in the background.
+
+use std::collections::BTreeMap;
+
+use persona_fragments::{
+    Ack, Certificate, CertifiedHead, DeviceId, PeerKey, SignedManifest, Verifier, Version, certificate::HeadWire, manifest::ManifestWire,
+};
+
+use crate::{
+    exchange::{Reply, Tag},
+    holder::clock_allowance_ms,
+    message::{Refusal, Request, Response},
+    time::Now,
+};
+
+/// The longest pause between two tries of one request.
+const RESEND_MS_MAX: u64 = 8_000;
+
+/// What to put, and where.
+#[derive(Clone, Debug)]
+pub struct PutTask {
+    /// The manifest, signed and already durable as the owner's intent: after a crash the same bytes are put again.
+    pub manifest: SignedManifest,
+    /// All `n` shards, by index, as the manifest lists them.
+    pub shards: Vec<Vec<u8>>,
+    /// Leave the bytes out at first for the holders in `keeps`: they have them from an earlier version.
+    pub renewal: bool,
+    /// Indices of the holders that have the bytes already. Looked at in a renewal only.
+    pub keeps: Vec<u8>,
+    /// Further peers that are sent the certified head after the commit, best effort: the closest ones, where lookups end.
+    pub bystanders: Vec<PeerKey>,
+}
+
+/// How patient a put is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// A request without a reply is sent again after this time; later ones after twice the time before, up to 8 s. Default: 700 ms.
+    pub resend_ms: u64,
+    /// From the start to the commit; then the outcome is unknown. Default: 5 s.
+    pub give_up_ms: u64,
+    /// How long round 2 waits for older holder sets once this one has confirmed. Default: 2 s.
+    pub older_ms: u64,
+    /// How long, from the commit, shards still go to holders that have none. Default: 30 s.
+    pub background_ms: u64,
+    /// After so many failures in a row a holder counts as down. Default: 2.
+    pub attempts: u8,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self { resend_ms: 700, give_up_ms: 5_000, older_ms: 2_000, background_ms: 30_000, attempts: 2 }
+    }
+}
+
+/// What the caller does for a put, in order.
+#[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "handed on at once, never kept")]
+pub enum PutOut {
+    /// Send this request; hand its reply to [`Put::reply`].
+    Send {
+        /// Names the request.
+        tag: Tag,
+        /// To whom. May be this very node.
+        to: PeerKey,
+        /// The request.
+        request: Request,
+    },
+    /// The put is committed. Placement may go on.
+    Committed(Box<PutReceipt>),
+    /// After the commit: so many of the `n` shards are stored now.
+    Placed {
+        /// Holders that signed for their shards.
+        placed: u8,
+    },
+    /// It is over without a commit.
+    Failed(PutError),
+}
+
+/// What a committed put really reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PutReceipt {
+    /// Manifest and certificate.
+    pub head: CertifiedHead,
+    /// Acks in the certificate.
+    pub acks: u8,
+    /// Shards stored at this moment.
+    pub placed: u8,
+    /// The level that `placed` shards give now: reconstructible while at most `level - 1` holders are lost or lying.
+    pub level: u8,
+    /// Whether even one lying holder is tolerated.
+    pub byzantine_tolerant: bool,
+    /// `BoundedStale`: an older holder set could not be told, so that until this time (milliseconds since the Unix epoch) a reader that
+    /// knows no better may still find an older version there.
+    pub stale_until_ms: Option<u64>,
+}
+
+/// Why a put did not commit. But for `Fenced` and `Conflict` the outcome is *unknown*: the same bytes may be put again, and may already count.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PutError {
+    /// Too many holders are down. Choose others: a new version with a new holder set.
+    #[error("only {have} of {need} holders can store it: choose other holders, or try again when they are back")]
+    NotEnoughHolders {
+        /// Holders that acked or still may.
+        have: u8,
+        /// `n - f`.
+        need: u8,
+        /// Those that did not answer.
+        unreachable: Vec<PeerKey>,
+    },
+    /// Round 1 took too long.
+    #[error("{acks} of {need} holders acked in time: the outcome is unknown, put the same bytes again")]
+    Timeout {
+        /// Acks by then.
+        acks: u8,
+        /// `n - f`.
+        need: u8,
+    },
+    /// Certified, but too few holders confirmed that they know.
+    #[error("certified, but only {have} of {need} holders confirmed it: the outcome is unknown, put the same bytes again")]
+    Unconfirmed {
+        /// Holders that confirmed.
+        have: u8,
+        /// `n - f`.
+        need: u8,
+        /// The certified head.
+        head: Box<CertifiedHead>,
+    },
+    /// Another host has taken the agent over; this one must stop writing.
+    #[error("fenced: another host has taken this agent over in term {}", by.manifest.version.term)]
+    Fenced {
+        /// The verified proof.
+        by: Box<CertifiedHead>,
+    },
+    /// A holder acked another manifest of this version. Both are signed by the same owner key.
+    #[error("another manifest of version {version} is stored: the owner's key signed twice")]
+    Conflict {
+        /// The version.
+        version: Version,
+        /// The verified other manifest.
+        other: ManifestWire,
+    },
+    /// Too many holders refused.
+    #[error("refused by {by}: {reason}")]
+    Refused {
+        /// The last that did.
+        by: PeerKey,
+        /// Why.
+        reason: Refusal,
+    },
+}
+
+/// One put under way.
+pub struct Put {
+    task: PutTask,
+    timing: Timing,
+    phase: Phase,
+    started_us: u64,
+    /// Round 1, by shard index.
+    prepares: Vec<Leg>,
+    acks: BTreeMap<u8, Ack>,
+    /// Round 2: every member of this holder set and of the older ones.
+    commits: BTreeMap<PeerKey, Leg>,
+    head: Option<CertifiedHead>,
+    /// Requests under way. Bounded: a leg is sent again at growing pauses, and at most for `give_up_ms + background_ms`.
+    tags: BTreeMap<Tag, (Round, PeerKey)>,
+    last_tag: u32,
+    last_refusal: Option<(PeerKey, Refusal)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Round 1.
+    Preparing,
+    /// Round 2, since then on the monotonic clock; and since when this holder set has confirmed.
+    Committing {
+        confirmed_us: Option<u64>,
+    },
+    /// Committed; shards still go out, until then.
+    Placing {
+        until_us: u64,
+    },
+    Over,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Round {
+    Prepare { index: u8 },
+    Commit,
+}
+
+/// One request to one peer, sent until it is answered.
+#[derive(Clone, Debug)]
+struct Leg {
+    peer: PeerKey,
+    state: LegState,
+    /// When to send (again), on the monotonic clock.
+    due_us: u64,
+    sends: u32,
+    /// Failures and silences in a row.
+    failures: u8,
+    with_shard: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LegState {
+    Waiting,
+    Done,
+    /// Refused or faulty: sending again would not help.
+    Out,
+}
+
+impl Leg {
+    fn new(peer: PeerKey, with_shard: bool, now: Now) -> Self {
+        Self { peer, state: LegState::Waiting, due_us: now.mono_us, sends: 0, failures: 0, with_shard }
+    }
+
+    fn waits(&self) -> bool {
+        self.state == LegState::Waiting
+    }
+
+    fn may_succeed(&self, attempts: u8) -> bool {
+        self.state == LegState::Done || self.waits() && self.failures < attempts
+    }
+
+    fn pause(&mut self, timing: &Timing, now: Now) {
+        let doubled = timing.resend_ms.saturating_mul(1 << self.sends.saturating_sub(1).min(10));
+        self.due_us = now.mono_us.saturating_add(doubled.min(RESEND_MS_MAX.max(timing.resend_ms)) * 1000);
+    }
+}
+
+impl Put {
+    /// Begins. The first requests are among the actions.
+    ///
+    /// # Panics
+    ///
+    /// If there is not one shard for each hash in the manifest.
+    pub fn start(task: PutTask, timing: Timing, now: Now) -> (Self, Vec<PutOut>) {
+        assert_eq!(task.shards.len(), task.manifest.shard_hashes.len(), "one shard for each holder");
+        let leg = |(index, peer): (usize, &PeerKey)| {
+            let keeps = task.renewal && task.keeps.contains(&(index as u8));
+            Leg::new(*peer, !keeps, now)
+        };
+        let prepares = task.manifest.holders.iter().enumerate().map(leg).collect();
+        let mut put = Self {
+            task,
+            timing,
+            phase: Phase::Preparing,
+            started_us: now.mono_us,
+            prepares,
+            acks: BTreeMap::new(),
+            commits: BTreeMap::new(),
+            head: None,
+            tags: BTreeMap::new(),
+            last_tag: 0,
+            last_refusal: None,
+        };
+        let mut out = Vec::new();
+        put.send_due(now, &mut out);
+        (put, out)
+    }
+
+    /// A reply to the request named `tag`.
+    pub fn reply(&mut self, tag: Tag, reply: Reply, now: Now, verifier: &dyn Verifier) -> Vec<PutOut> {
+        let mut out = Vec::new();
+        let Some((round, peer)) = self.tags.remove(&tag) else { return out };
+        if self.phase == Phase::Over {
+            return out;
+        }
+        let verdict = match reply {
+            Reply::Unreachable => Verdict::Failure,
+            Reply::Answer(response) => self.judge(round, &peer, response, verifier),
+        };
+        let timing = self.timing.clone();
+        let placing = matches!(self.phase, Phase::Placing { .. });
+        let Some(leg) = self.leg(round, &peer).filter(|leg| leg.waits()) else { return out };
+        match verdict {
+            Verdict::Done => leg.state = LegState::Done,
+            Verdict::Out => leg.state = LegState::Out,
+            Verdict::WithShard => {
+                (leg.with_shard, leg.due_us, leg.failures) = (true, now.mono_us, 0);
+            }
+            Verdict::Later => {
+                leg.failures = 0;
+                leg.pause(&timing, now);
+            }
+            Verdict::Failure => {
+                leg.failures = leg.failures.saturating_add(1);
+                leg.pause(&timing, now);
+            }
+            Verdict::Acked(ack) => {
+                leg.state = LegState::Done;
+                self.acks.insert(ack.index, ack);
+                if placing {
+                    out.push(PutOut::Placed { placed: self.acks.len() as u8 });
+                }
+            }
+            Verdict::Over(error) => {
+                if !placing {
+                    self.fail(error, &mut out);
+                    return out;
+                }
+                leg.state = LegState::Out; // committed before: only placement ends here
+            }
+        }
+        self.send_due(now, &mut out);
+        self.advance(now, &mut out);
+        out
+    }
+
+    /// Time has passed: call at [`Self::deadline`] or later.
+    pub fn tick(&mut self, now: Now) -> Vec<PutOut> {
+        let mut out = Vec::new();
+        if self.phase != Phase::Over {
+            self.send_due(now, &mut out);
+            self.advance(now, &mut out);
+        }
+        out
+    }
+
+    /// When to call [`Self::tick`] next, in microseconds of [`Now::mono_us`]; `None` once finished.
+    pub fn deadline(&self) -> Option<u64> {
+        let next_send = self.prepares.iter().chain(self.commits.values()).filter(|leg| leg.waits()).map(|leg| leg.due_us).min();
+        let limit = match self.phase {
+            Phase::Over => return None,
+            Phase::Preparing | Phase::Committing { confirmed_us: None } => self.give_up_us(),
+            Phase::Committing { confirmed_us: Some(since) } => since + self.timing.older_ms * 1000,
+            Phase::Placing { until_us } => until_us,
+        };
+        Some(next_send.map_or(limit, |next| next.min(limit)))
+    }
+
+    /// Whether everything is over, background placement too.
+    pub fn finished(&self) -> bool {
+        self.phase == Phase::Over
+    }
+
+    /// The manifest that is put.
+    pub fn manifest(&self) -> &SignedManifest {
+        &self.task.manifest
+    }
+
+    /// How many holders have signed for their shards so far.
+    pub fn placed(&self) -> u8 {
+        self.acks.len() as u8
+    }
+
+    fn need(&self) -> usize {
+        usize::from(self.task.manifest.shape.quorum())
+    }
+
+    fn give_up_us(&self) -> u64 {
+        self.started_us.saturating_add(self.timing.give_up_ms * 1000)
+    }
+
+    fn leg(&mut self, round: Round, peer: &PeerKey) -> Option<&mut Leg> {
+        match round {
+            Round::Prepare { index } => self.prepares.get_mut(usize::from(index)),
+            Round::Commit => self.commits.get_mut(peer),
+        }
+    }
+
+    fn send_due(&mut self, now: Now, out: &mut Vec<PutOut>) {
+        let Self { task, timing, prepares, commits, tags, last_tag, head, .. } = self;
+        let mut send = |leg: &mut Leg, round: Round, request: Request| {
+            if leg.sends > 0 && tags.values().any(|under_way| *under_way == (round, leg.peer)) {
+                leg.failures = leg.failures.saturating_add(1); // silent all that time
+            }
+            leg.sends += 1;
+            leg.pause(timing, now);
+            *last_tag += 1;
+            tags.insert(Tag(*last_tag), (round, leg.peer));
+            out.push(PutOut::Send { tag: Tag(*last_tag), to: leg.peer, request });
+        };
+        let is_due = |leg: &Leg| leg.waits() && leg.due_us <= now.mono_us;
+        for (index, leg) in prepares.iter_mut().enumerate().filter(|(_, leg)| is_due(leg)) {
+            let shard = leg.with_shard.then(|| task.shards[index].clone());
+            let index = index as u8;
+            send(leg, Round::Prepare { index }, Request::Prepare { manifest: task.manifest.wire().clone(), index, shard });
+        }
+        let Some(head) = head else { return };
+        for leg in commits.values_mut().filter(|leg| is_due(leg)) {
+            send(leg, Round::Commit, Request::Commit { head: head.to_wire() });
+        }
+    }
+
+    /// What an answer means for the leg that it answers.
+    fn judge(&mut self, round: Round, peer: &PeerKey, response: Response, verifier: &dyn Verifier) -> Verdict {
+        let manifest = &self.task.manifest;
+        match (round, response) {
+            (Round::Prepare { index }, Response::Acked { ack }) => {
+                let genuine = ack.index == index && ack.verify(&manifest.ack_leaf(index), peer, verifier);
+                if genuine { Verdict::Acked(ack) } else { Verdict::Out }
+            }
+            (Round::Prepare { index }, Response::NeedShard) => {
+                let had_it = self.prepares.get(usize::from(index)).is_some_and(|leg| leg.with_shard);
+                // Asked for without its shard and again with it, as resends may overlap: one of them is answered so, the other is not.
+                if had_it { Verdict::Later } else { Verdict::WithShard }
+            }
+            (Round::Commit, Response::Committed) => Verdict::Done,
+            (_, Response::Busy | Response::Recovering) => Verdict::Later,
+            (_, Response::Fenced { head }) => match fence_of(manifest, head, verifier) {
+                Some(by) => Verdict::Over(PutError::Fenced { by: Box::new(by) }),
+                None => Verdict::Out,
+            },
+            (_, Response::Conflict { manifest: other }) => match SignedManifest::verify(other, verifier) {
+                Ok(other) if other.key == manifest.key && other.version == manifest.version && other.hash() != manifest.hash() => {
+                    Verdict::Over(PutError::Conflict { version: manifest.version, other: other.wire().clone() })
+                }
+                _ => Verdict::Out,
+            },
+            (_, Response::Refused { reason }) => {
+                self.last_refusal = Some((*peer, reason));
+                Verdict::Out
+            }
+            _ => Verdict::Out,
+        }
+    }
+
+    fn advance(&mut self, now: Now, out: &mut Vec<PutOut>) {
+        if self.phase == Phase::Preparing {
+            self.advance_preparing(now, out);
+        }
+        if let Phase::Committing { confirmed_us } = self.phase {
+            self.advance_committing(confirmed_us, now, out);
+        }
+        if let Phase::Placing { until_us } = self.phase {
+            let idle = !self.prepares.iter().chain(self.commits.values()).any(Leg::waits);
+            if idle || now.mono_us >= until_us {
+                self.end();
+            }
+        }
+    }
+
+    fn advance_preparing(&mut self, now: Now, out: &mut Vec<PutOut>) {
+        let need = self.need();
+        if self.acks.len() >= need {
+            // Once `n - f` holders signed, the version can be proven durable to anybody.
+            let certificate = Certificate { acks: self.acks.values().cloned().collect() };
+            self.head = Some(CertifiedHead { manifest: self.task.manifest.clone(), certificate });
+            let older = self.live_older(now).flat_map(|set| set.holders.clone()).collect::<Vec<_>>();
+            for peer in self.task.manifest.holders.iter().chain(&older) {
+                self.commits.entry(*peer).or_insert_with(|| Leg::new(*peer, false, now));
+            }
+            self.phase = Phase::Committing { confirmed_us: None };
+            self.send_due(now, out);
+            return;
+        }
+        let (have, need) = (self.acks.len() as u8, need as u8);
+        let possible = self.prepares.iter().filter(|leg| leg.may_succeed(self.timing.attempts)).count() as u8;
+        let late = now.mono_us >= self.give_up_us();
+        if possible >= need && !late {
+            return;
+        }
+        let unreachable: Vec<PeerKey> = self.prepares.iter().filter(|leg| leg.waits() && leg.failures > 0).map(|leg| leg.peer).collect();
+        let out_count = self.prepares.iter().filter(|leg| leg.state == LegState::Out).count();
+        let refused = self.last_refusal.filter(|_| out_count > self.prepares.len() - usize::from(need));
+        let error = match refused {
+            Some((by, reason)) => PutError::Refused { by, reason },
+            None if possible < need => PutError::NotEnoughHolders { have: possible, need, unreachable },
+            None => PutError::Timeout { acks: have, need },
+        };
+        self.fail(error, out);
+    }
+
+    fn advance_committing(&mut self, confirmed_us: Option<u64>, now: Now, out: &mut Vec<PutOut>) {
+        let need = self.need();
+        let head = self.head.clone().expect("certified before committing");
+        let have = self.confirmed(&self.task.manifest.holders);
+        if have < need {
+            let out_count = self.task.manifest.holders.iter().filter(|peer| self.commits[*peer].state == LegState::Out).count();
+            let hopeless = out_count > self.task.manifest.holders.len() - need;
+            if hopeless || now.mono_us >= self.give_up_us() {
+                self.fail(PutError::Unconfirmed { have: have as u8, need: need as u8, head: Box::new(head) }, out);
+            }
+            return;
+        }
+        let since = confirmed_us.unwrap_or(now.mono_us);
+        self.phase = Phase::Committing { confirmed_us: Some(since) };
+        let patience_over = now.mono_us >= since.saturating_add(self.timing.older_ms * 1000);
+        let mut stale_until_ms = None;
+        for set in self.live_older(now) {
+            if self.confirmed(&set.holders) >= set.quorum() {
+                continue;
+            }
+            let possible = |peer: &&PeerKey| self.commits.get(*peer).is_some_and(|leg| leg.may_succeed(self.timing.attempts));
+            if set.holders.iter().filter(possible).count() >= set.quorum() && !patience_over {
+                return;
+            }
+            let until = set.expires_at_ms.saturating_add(clock_allowance_ms(self.task.manifest.class));
+            stale_until_ms = stale_until_ms.max(Some(until));
+        }
+        let (acks, placed) = (head.certificate.acks.len() as u8, self.acks.len() as u8);
+        let shape = self.task.manifest.shape;
+        let (level, byzantine_tolerant) = (shape.level_at(placed), shape.byzantine_tolerant());
+        let wire = head.to_wire();
+        let receipt = PutReceipt { head, acks, placed, level, byzantine_tolerant, stale_until_ms };
+        out.push(PutOut::Committed(Box::new(receipt)));
+        for peer in std::mem::take(&mut self.task.bystanders) {
+            if !self.commits.contains_key(&peer) {
+                self.last_tag += 1; // not remembered: what they answer changes nothing
+                out.push(PutOut::Send { tag: Tag(self.last_tag), to: peer, request: Request::Commit { head: wire.clone() } });
+            }
+        }
+        // From here on a holder that lacks its shard gets the bytes without having to ask for them.
+        for leg in self.prepares.iter_mut().filter(|leg| leg.failures > 0) {
+            leg.with_shard = true;
+        }
+        self.phase = Phase::Placing { until_us: now.mono_us.saturating_add(self.timing.background_ms * 1000) };
+    }
+
+    /// Members of a set that confirmed the commit.
+    fn confirmed(&self, holders: &[PeerKey]) -> usize {
+        holders.iter().filter(|peer| self.commits.get(*peer).is_some_and(|leg| leg.state == LegState::Done)).count()
+    }
+
+    /// Older holder sets whose versions may still be read somewhere.
+    fn live_older(&self, now: Now) -> impl Iterator<Item = &persona_fragments::OlderSet> {
+        let allowance = clock_allowance_ms(self.task.manifest.class);
+        self.task.manifest.older.iter().filter(move |set| set.expires_at_ms.saturating_add(allowance) > now.wall_ms)
+    }
+
+    fn fail(&mut self, error: PutError, out: &mut Vec<PutOut>) {
+        out.push(PutOut::Failed(error));
+        self.end();
+    }
+
+    fn end(&mut self) {
+        self.phase = Phase::Over;
+        self.tags.clear();
+        self.task.shards.clear();
+    }
+}
+
+enum Verdict {
+    Acked(Ack),
+    Done,
+    /// Refused or faulty.
+    Out,
+    WithShard,
+    Later,
+    Failure,
+    Over(PutError),
+}
+
+/// The proof that another host has taken over: a certified higher version of the section, or a certified card of the higher host.
+pub(crate) fn fence_of(manifest: &SignedManifest, head: HeadWire, verifier: &dyn Verifier) -> Option<CertifiedHead> {
+    let head = CertifiedHead::verify(head, verifier).ok()?;
+    let host = |version: &Version| -> (u64, DeviceId) { (version.term, version.device) };
+    let higher = head.manifest.owner == manifest.owner && host(&head.manifest.version) > host(&manifest.version);
+    (higher && (head.manifest.key == manifest.key || head.manifest.name == b"card")).then_some(head)
+}

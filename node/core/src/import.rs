@@ -1,0 +1,679 @@
+//! Agents come into being here, and come here from elsewhere (docs/spec/quorum.md#takeover).
+//!
+//! An import first looks whether `card`, `index` and `core` can be read at all, and changes nothing if they cannot. Then it certifies a
+//! card of the next term: from that moment the old host is fenced wherever the certificate is shown. Then `index`, and then every other
+//! section, is read behind that fence and put in the new term; a section that is gone is named.
+
+use std::collections::BTreeMap;
+
+use persona_agent::{Birth, Card, Genesis, Identity, Index, PairState, Personality, Relationship, RootSecret};
+use persona_fragments::{CertifiedHead, Class, OwnerKey, SealContext, SectionKey, seal, wire};
+use persona_mesh_proto::{Freshness, Mode, Table, Write};
+use zeroize::Zeroizing;
+
+use crate::{
+    call::{Answer, CallError},
+    node::Node,
+    own::{Agent, Content, Owned, Owner, OwnerState, PutWaiter},
+    reads::{GetPurpose, Got, Wanted, read_card},
+    report::{AgentReport, GetReport, ImportReport, ImportedSection, PutReport},
+    traffic::AfterPersist,
+};
+
+/// What an agent needs to go on after a restart, besides what the disk keeps.
+#[derive(Debug)]
+pub struct AgentKeys {
+    /// Its name on this node.
+    pub name: String,
+    /// Its root secret.
+    pub root: Zeroizing<[u8; 32]>,
+    /// Its term on this node.
+    pub term: u64,
+}
+
+/// The sections of an agent that an import cannot do without.
+const ESSENTIAL: [&str; 2] = ["index", "core"];
+
+/// An import on its way.
+pub(crate) struct Import {
+    call: u64,
+    agent: OwnerKey,
+    name: Option<String>,
+    root: RootSecret,
+    started_us: u64,
+    stage: Stage,
+    /// The weakest mode that was needed.
+    mode: Mode,
+    stale_until_ms: Option<u64>,
+    card: Option<(Card, CertifiedHead)>,
+    fence: Option<CertifiedHead>,
+    sections: BTreeMap<String, Step>,
+    index: Index,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Is there anything to take over? `card`, then `index` and `core`.
+    Looking,
+    /// The card of the next term is being certified.
+    Fencing,
+    /// The index is read behind the fence and put.
+    Index,
+    /// Everything else.
+    Sections,
+}
+
+/// One section on its way over.
+#[derive(Default)]
+struct Step {
+    class: Option<Class>,
+    mode: Option<Mode>,
+    get: Option<GetReport>,
+    put: Option<PutReport>,
+    error: Option<CallError>,
+    over: bool,
+}
+
+impl Node {
+    /// Brings an agent into being. It is on the disk before the call is answered, and in the mesh only after [`Call::Publish`](crate::Call::Publish).
+    pub(crate) fn create_agent(&mut self, call: u64, name: String, role: Option<String>, place: String, attributes: Vec<u8>) {
+        if self.agent_named(&name).is_some() {
+            return self.reply(call, Err(CallError::NameTaken(name)));
+        }
+        let root = RootSecret::generate(&mut self.rng);
+        let id = root.agent_id();
+        let genesis = Genesis {
+            agent: id,
+            name: name.clone(),
+            role,
+            birth: Birth { time_ms: self.now.wall_ms, place },
+            attributes,
+            mesh_secret: self.config.mesh_secret,
+        };
+        let personality = match Personality::birth(genesis, &mut self.rng) {
+            Ok(personality) => personality,
+            Err(error) => return self.reply(call, Err(CallError::BadRequest(error.to_string()))),
+        };
+        let fields = personality.to_fields();
+        let identity = match Identity::new(root.clone(), personality, 1, &persona_agent::order::OFFERED_DEFAULT) {
+            Ok(identity) => identity,
+            Err(error) => return self.reply(call, Err(CallError::BadRequest(error.to_string()))),
+        };
+        let card = identity.card(self.me, self.now.wall_ms).to_bytes(identity.signer());
+        let mut owner = Owner::new(root, 1, OwnerState::Unpublished);
+        owner.agent = Some(Box::new(Agent::new(name, identity)));
+        self.owners.insert(id, owner);
+        self.change(&id, "core", Class::Core, Content::Fields(fields), None);
+        self.change(&id, "card", Class::Core, Content::Public(card), None);
+        // What was born must survive a crash before anyone is told of it.
+        let writes = self.seal_unpublished(&id);
+        self.persist(writes, AfterPersist::Born { call, agent: id });
+    }
+
+    /// Seals what has never been put, so that the disk has it. The first put seals under its own version again.
+    fn seal_unpublished(&mut self, id: &OwnerKey) -> Vec<Write> {
+        let me = self.me;
+        let Some(owner) = self.owners.get_mut(id) else { return Vec::new() };
+        let version = persona_fragments::Version { term: owner.term, device: me.device(), seq: 1 };
+        let mut writes = Vec::new();
+        for owned in owner.sections.values_mut() {
+            let stored = match &owned.changed {
+                Some(Content::Public(payload)) => seal::publish(payload).ok(),
+                Some(Content::Fields(fields)) => {
+                    let rng = &mut self.rng;
+                    let epoch = owned.epoch.get_or_insert_with(|| persona_fragments::EpochKey::generate(1, rng)).clone();
+                    let context = SealContext { agent: *id, section: owned.key, content_version: version };
+                    seal::seal(fields, &epoch, &owner.recovery, &context, rng).ok()
+                }
+                None => None,
+            };
+            if let Some(stored) = stored {
+                owned.stored = stored;
+                owned.content_version = Some(version);
+                owned.last_seq = 1;
+                owned.changed = None;
+                writes.push(Write::set(Table::Own, owned.key.0, wire::encode(&owned.record(id))));
+            }
+        }
+        writes
+    }
+
+    /// A created agent is durable.
+    pub(crate) fn agent_born(&mut self, call: u64, id: OwnerKey) {
+        let answer = self.agent_answer(&id, None);
+        self.reply(call, answer);
+    }
+
+    fn agent_answer(&self, id: &OwnerKey, import: Option<ImportReport>) -> Result<Answer, CallError> {
+        let owner = self.owners.get(id).ok_or_else(|| CallError::UnknownAgent(id.to_did()))?;
+        let agent = owner.agent.as_ref().ok_or_else(|| CallError::UnknownAgent(id.to_did()))?;
+        Ok(Answer::Agent {
+            agent: *id,
+            name: agent.name.clone(),
+            root: Zeroizing::new(*owner.root.expose()),
+            seed: Zeroizing::new(*agent.identity.personality().seed().expose()),
+            term: owner.term,
+            import: import.map(Box::new),
+        })
+    }
+
+    /// Puts a created agent into the mesh: the index first, then the card and the core.
+    pub(crate) fn publish_agent(&mut self, call: u64, id: OwnerKey) {
+        let now_us = self.now.mono_us;
+        let Some(owner) = self.owners.get_mut(&id) else { return self.reply(call, Err(CallError::UnknownAgent(id.to_did()))) };
+        if owner.state == OwnerState::Unpublished {
+            owner.state = OwnerState::Live;
+        }
+        let mut waiting = 0;
+        for name in ["card", "core", "index"] {
+            if let Some(owned) = owner.sections.get_mut(name) {
+                owned.due_us = Some(now_us);
+                owned.waiting_next.push(PutWaiter::Publish { call });
+                waiting += 1;
+            }
+        }
+        self.messages.publishing.insert(call, (waiting, Vec::new(), None));
+        self.announce(&id);
+    }
+
+    /// One of the puts of a publication is over.
+    pub(crate) fn published_one(&mut self, call: u64, result: Result<PutReport, CallError>) {
+        let Some((left, reports, failed)) = self.messages.publishing.get_mut(&call) else { return };
+        *left -= 1;
+        match result {
+            Ok(report) => reports.push(report),
+            Err(error) => *failed = Some(error),
+        }
+        if *left == 0
+            && let Some((_, reports, failed)) = self.messages.publishing.remove(&call)
+        {
+            self.reply(call, failed.map_or(Ok(Answer::Puts(reports)), Err));
+        }
+    }
+
+    /// Takes up an agent that lived here before a restart, with what the disk kept of it.
+    pub fn add_agent(&mut self, keys: AgentKeys) -> Result<OwnerKey, String> {
+        let root = RootSecret::from_bytes(*keys.root);
+        let id = root.agent_id();
+        let mut owner = Owner::new(root, keys.term, OwnerState::Live);
+        let rows = self.messages.take_own_rows(&id);
+        let open = |owner: &mut Owner, name: &str, class: Class| -> Result<Option<persona_fragments::Fields>, String> {
+            let spec = self.config.classes.of(class);
+            let mut owned = Owned::new(&id, &owner.root, name, class, spec.ttl.as_millis() as u64, spec.level);
+            let Some(record) = rows.own.get(&owned.key) else { return Ok(None) };
+            owned.restore(record.clone());
+            owned.intent = rows.intents.get(&owned.key).cloned();
+            let fields = match owned.content_version {
+                Some(content_version) if name != "card" => {
+                    let context = SealContext { agent: id, section: owned.key, content_version };
+                    let (epoch, fields) =
+                        seal::open(&owned.stored, &owner.recovery, &context).map_err(|error| format!("section {name}: {error}"))?;
+                    owned.epoch = Some(epoch);
+                    Some(fields)
+                }
+                _ => None,
+            };
+            owner.term = owner.term.max(owned.content_version.map_or(0, |version| version.term.min(keys.term)));
+            owner.sections.insert(name.to_owned(), owned);
+            Ok(fields)
+        };
+        let core = open(&mut owner, "core", Class::Core)?.ok_or("its core is not in this state directory")?;
+        let index = match open(&mut owner, "index", Class::Core)? {
+            Some(fields) => Index::from_fields(&fields).map_err(|error| error.to_string())?,
+            None => Index::new(),
+        };
+        open(&mut owner, "card", Class::Core)?;
+        let personality = Personality::from_fields(&core, id).map_err(|error| error.to_string())?;
+        let identity = Identity::new(owner.root.clone(), personality, keys.term, &persona_agent::order::OFFERED_DEFAULT)
+            .map_err(|error| error.to_string())?;
+        let mut agent = Agent::new(keys.name, identity);
+        for (name, entry) in index.iter().filter(|(name, entry)| !entry.removed && !matches!(*name, "core" | "index" | "card")) {
+            let Some(fields) = open(&mut owner, name, entry.class)? else { continue };
+            agent.take_section(name, &fields)?;
+        }
+        agent.index = index;
+        // Chains and logs are written with every message, ahead of their sections.
+        let stale = agent.take_local(&owner.root.local_key(), &id, &rows)?;
+        owner.agent = Some(Box::new(agent));
+        let now_us = self.now.mono_us;
+        for (name, owned) in &mut owner.sections {
+            if name != "behavior" {
+                owned.due_us = Some(now_us);
+            }
+        }
+        self.owners.insert(id, owner);
+        self.take_message_rows(&id, rows)?;
+        for name in stale {
+            self.change_from_agent(&id, &name);
+        }
+        if self.owners.get(&id).is_some_and(|owner| !owner.sections.contains_key("index")) {
+            for name in ["core", "card"] {
+                self.list_again(&id, name);
+            }
+        }
+        self.announce(&id);
+        Ok(id)
+    }
+
+    /// A born agent whose node crashed before its first put: its sections are listed first, as at birth.
+    fn list_again(&mut self, id: &OwnerKey, name: &str) {
+        if let Some(owned) = self.owners.get_mut(id).and_then(|owner| owner.sections.get_mut(name)) {
+            owned.unlisted = true;
+        }
+        self.list_in_index(id, name);
+    }
+
+    /// Begins an import: first look, then touch.
+    pub(crate) fn begin_import(&mut self, call: u64, root: &Zeroizing<[u8; 32]>, name: Option<String>) {
+        let root = RootSecret::from_bytes(**root);
+        let agent = root.agent_id();
+        if let Some(owner) = self.owners.get(&agent)
+            && !matches!(owner.state, OwnerState::Fenced(_))
+        {
+            let name = owner.agent.as_ref().map_or_else(|| agent.to_did(), |agent| agent.name.clone());
+            return self.reply(call, Err(CallError::BadRequest(format!("{name} lives on this node already"))));
+        }
+        if let Some(name) = name.as_ref().filter(|name| self.agent_named(name).is_some_and(|id| id != agent)) {
+            return self.reply(call, Err(CallError::NameTaken(name.clone())));
+        }
+        let import = Import {
+            call,
+            agent,
+            name,
+            root,
+            started_us: self.now.mono_us,
+            stage: Stage::Looking,
+            mode: Mode::Atomic,
+            stale_until_ms: None,
+            card: None,
+            fence: None,
+            sections: BTreeMap::new(),
+            index: Index::new(),
+        };
+        let id = self.id();
+        self.imports.insert(id, import);
+        self.import_get(id, "card", Mode::Regular);
+    }
+
+    fn import_get(&mut self, import: u64, name: &str, mode: Mode) {
+        let Some(state) = self.imports.get_mut(&import) else { return };
+        state.sections.entry(name.to_owned()).or_default().mode = Some(mode);
+        let key = SectionKey::derive(&state.agent, &persona_agent::published_name(&state.root, name));
+        let fence = if matches!(state.stage, Stage::Looking | Stage::Fencing) { None } else { state.fence.clone() };
+        let label = format!("{}/{name}", state.name.clone().unwrap_or_else(|| state.agent.to_did()));
+        let wanted = Wanted { key, owner: Some(state.agent), label, mode, fence, want_content: true };
+        self.begin_get(wanted, GetPurpose::Import { import, name: name.to_owned() });
+    }
+
+    /// A read of an import is over.
+    pub(crate) fn import_got(&mut self, import: u64, name: &str, result: Result<Got, CallError>) {
+        let Some(state) = self.imports.get(&import) else { return };
+        let mode = state.sections.get(name).and_then(|step| step.mode).unwrap_or(Mode::Any);
+        match result {
+            // The quorum is gone, but the bytes may not be: read what there is, and say so.
+            Err(CallError::QuorumUnreachable { .. } | CallError::Unavailable { .. }) if mode != Mode::Any => self.import_get(import, name, Mode::Any),
+            Err(error) => self.import_missed(import, name, error),
+            Ok(got) => match state.stage {
+                Stage::Looking => self.import_saw(import, name, got),
+                Stage::Fencing => {}
+                Stage::Index | Stage::Sections => self.import_took(import, name, got),
+            },
+        }
+    }
+
+    fn import_missed(&mut self, import: u64, name: &str, error: CallError) {
+        let Some(state) = self.imports.get_mut(&import) else { return };
+        let essential = name == "card" || ESSENTIAL.contains(&name);
+        if state.stage == Stage::Looking || essential {
+            return self.import_refused(import, error);
+        }
+        if let Some(step) = state.sections.get_mut(name) {
+            step.error = Some(error);
+            step.over = true;
+        }
+        self.import_progress(import);
+    }
+
+    /// Nothing was taken over, or not enough: the call fails, and the agent does not live here.
+    fn import_refused(&mut self, import: u64, error: CallError) {
+        let Some(state) = self.imports.remove(&import) else { return };
+        if self.owners.get(&state.agent).is_some_and(|owner| owner.state == OwnerState::Importing) {
+            self.owners.remove(&state.agent);
+        }
+        self.reply(state.call, Err(error));
+    }
+
+    /// While looking: the card, then index and core, can be read.
+    fn import_saw(&mut self, import: u64, name: &str, got: Got) {
+        let Some(state) = self.imports.get_mut(&import) else { return };
+        if let Some(step) = state.sections.get_mut(name) {
+            step.over = true;
+        }
+        if got.value.fresh == Freshness::MaybeStale {
+            state.mode = Mode::Any;
+        }
+        if name == "card" {
+            let Some(card) = read_card(&got.value, &state.agent) else {
+                let error = CallError::Unreadable { what: format!("{}/card", state.agent.to_did()), reason: "it is not this agent's card".into() };
+                return self.import_refused(import, error);
+            };
+            if state.name.is_none() {
+                state.name = Some(card.name.clone());
+            }
+            state.card = Some((card, got.value.head));
+            for name in ESSENTIAL {
+                self.import_get(import, name, Mode::Any);
+            }
+            return;
+        }
+        let ready = ESSENTIAL.iter().all(|name| state.sections.get(*name).is_some_and(|step| step.over));
+        if ready {
+            self.import_fence(import);
+        }
+    }
+
+    /// Everything essential is there: certify the card of the next term.
+    fn import_fence(&mut self, import: u64) {
+        let me = self.me;
+        let wall_ms = self.now.wall_ms;
+        let Some(state) = self.imports.get_mut(&import) else { return };
+        let Some((card, old)) = state.card.clone() else { return };
+        let id = state.agent;
+        if let Some(name) = state.name.clone()
+            && let Some(other) = self.agent_named(&name).filter(|other| *other != id)
+        {
+            return self.import_refused(
+                import,
+                CallError::NameTaken(format!("{name}, the agent {}; give another with --name", other.to_did())),
+            );
+        }
+        let Some(state) = self.imports.get_mut(&import) else { return };
+        state.stage = Stage::Fencing;
+        state.sections.clear();
+        let term = old.manifest.version.term + 1;
+        let mut owner = Owner::new(state.root.clone(), term, OwnerState::Importing);
+        let card = Card { term, home: me, created_ms: wall_ms, ..card };
+        let payload = card.to_bytes(&*owner.signer);
+        owner.sections.insert("card".into(), adopted(&id, &state.root, "card", &old, Vec::new()));
+        state.card = Some((card, old));
+        state.sections.insert("card".into(), Step { class: Some(Class::Core), ..Step::default() });
+        self.owners.insert(id, owner);
+        self.change(&id, "card", Class::Core, Content::Public(payload), Some(PutWaiter::Import { import }));
+    }
+
+    /// A put of an import is over.
+    pub(crate) fn import_put(&mut self, import: u64, name: &str, result: Result<PutReport, CallError>) {
+        let Some(state) = self.imports.get_mut(&import) else { return };
+        let id = state.agent;
+        match result {
+            Err(error @ CallError::Fenced { .. }) => return self.import_refused(import, error),
+            Err(error) if state.stage == Stage::Fencing => return self.import_refused(import, error),
+            Err(error) => {
+                // It is on this disk now, and is put again until it is placed.
+                if let Some(step) = state.sections.get_mut(name) {
+                    step.error = Some(error);
+                    step.over = true;
+                }
+            }
+            Ok(report) => {
+                state.stale_until_ms = state.stale_until_ms.max(report.stale_until_ms);
+                if let Some(step) = state.sections.get_mut(name) {
+                    step.put = Some(report);
+                    step.over = true;
+                }
+            }
+        }
+        if state.stage == Stage::Fencing {
+            let head = self.owners.get(&id).and_then(|owner| owner.sections.get("card")?.head.clone());
+            let Some(state) = self.imports.get_mut(&import) else { return };
+            state.fence = head;
+            state.stage = Stage::Index;
+            return self.import_get(import, "index", Mode::Atomic);
+        }
+        self.import_progress(import);
+    }
+
+    /// Behind the fence: a section was read. Keep it, and put it in the new term.
+    fn import_took(&mut self, import: u64, name: &str, got: Got) {
+        let Some(state) = self.imports.get_mut(&import) else { return };
+        let id = state.agent;
+        if got.value.fresh == Freshness::MaybeStale {
+            state.mode = Mode::Any;
+            // Nobody can say that no newer version is out there: the old one's lifetime bounds the doubt.
+            state.stale_until_ms = state.stale_until_ms.max(Some(got.value.head.manifest.expires_at_ms()));
+        }
+        let Some(owner) = self.owners.get_mut(&id) else { return };
+        let mut owned = adopted(&id, &state.root, name, &got.value.head, got.value.content);
+        let context = SealContext {
+            agent: id,
+            section: owned.key,
+            content_version: got.value.head.manifest.content_version,
+        };
+        let fields = match seal::open(&owned.stored, &owner.recovery, &context) {
+            Ok((epoch, fields)) => {
+                owned.epoch = Some(epoch);
+                fields
+            }
+            Err(error) => {
+                let error = CallError::Unreadable { what: got.report.section, reason: error.to_string() };
+                return self.import_missed(import, name, error);
+            }
+        };
+        owned.waiting_next.push(PutWaiter::Import { import });
+        owned.due_us = Some(self.now.mono_us);
+        owner.sections.insert(name.to_owned(), owned);
+        let step = state.sections.entry(name.to_owned()).or_default();
+        step.get = Some(got.report);
+        if name == "index" {
+            match Index::from_fields(&fields) {
+                Ok(index) => state.index = index,
+                Err(error) => {
+                    let what = format!("{}/index", id.to_did());
+                    return self.import_refused(import, CallError::Unreadable { what, reason: error.to_string() });
+                }
+            }
+        }
+        if name == "core" {
+            let personality = match Personality::from_fields(&fields, id) {
+                Ok(personality) => personality,
+                Err(error) => {
+                    let what = format!("{}/core", id.to_did());
+                    return self.import_refused(import, CallError::Unreadable { what, reason: error.to_string() });
+                }
+            };
+            let bound = state.card.as_ref().is_some_and(|(card, _)| card.commitment == personality.commitment());
+            if !bound {
+                let what = format!("{}/core", id.to_did());
+                let reason = "its personality is not the one that the card commits to".to_owned();
+                return self.import_refused(import, CallError::Unreadable { what, reason });
+            }
+            match Identity::new(state.root.clone(), personality, owner.term, &persona_agent::order::OFFERED_DEFAULT) {
+                Ok(identity) => {
+                    let name = state.name.clone().unwrap_or_else(|| id.to_did());
+                    let mut agent = Agent::new(name, identity);
+                    agent.index = state.index.clone();
+                    owner.agent = Some(Box::new(agent));
+                }
+                Err(error) => {
+                    let what = format!("{}/core", id.to_did());
+                    return self.import_refused(import, CallError::Unreadable { what, reason: error.to_string() });
+                }
+            }
+        } else {
+            state.sections.entry(name.to_owned()).or_default();
+            if name != "index" {
+                self.messages.imported.entry(id).or_default().push((name.to_owned(), fields));
+            }
+        }
+    }
+
+    /// Something is over: go on with what is left, or finish.
+    fn import_progress(&mut self, import: u64) {
+        let Some(state) = self.imports.get_mut(&import) else { return };
+        match state.stage {
+            Stage::Looking | Stage::Fencing => {}
+            Stage::Index => {
+                if !state.sections.get("index").is_some_and(|step| step.over) {
+                    return;
+                }
+                state.stage = Stage::Sections;
+                let mut names = vec![("core".to_owned(), Class::Core)];
+                for (name, entry) in state.index.iter() {
+                    if !entry.removed && !matches!(name, "core" | "index" | "card") {
+                        names.push((name.to_owned(), entry.class));
+                    }
+                }
+                for (name, class) in &names {
+                    state.sections.insert(name.clone(), Step { class: Some(*class), ..Step::default() });
+                }
+                for (name, _) in names {
+                    self.import_get(import, &name, Mode::Atomic);
+                }
+            }
+            Stage::Sections => {
+                if state.sections.values().all(|step| step.over) {
+                    self.import_done(import);
+                }
+            }
+        }
+    }
+
+    fn import_done(&mut self, import: u64) {
+        let Some(state) = self.imports.remove(&import) else { return };
+        let id = state.agent;
+        let fields = self.messages.imported.remove(&id).unwrap_or_default();
+        let now_us = self.now.mono_us;
+        let Some(owner) = self.owners.get_mut(&id) else { return };
+        let term = owner.term;
+        let mut problems = Vec::new();
+        if let Some(agent) = owner.agent.as_mut() {
+            for (name, fields) in fields {
+                if let Err(error) = agent.take_section(&name, &fields) {
+                    problems.push((name, error));
+                }
+            }
+        }
+        owner.state = OwnerState::Live;
+        for owned in owner.sections.values_mut().filter(|owned| owned.due_us.is_none() && owned.op.is_none()) {
+            owned.due_us = Some(now_us + owned.ttl_ms * 1000 / 3);
+        }
+        let writes: Vec<Write> =
+            owner.sections.values().map(|owned| Write::set(Table::Own, owned.key.0, wire::encode(&owned.record(&id)))).collect();
+        self.persist(writes, AfterPersist::Nothing);
+        let mut complete = problems.is_empty();
+        let sections: Vec<ImportedSection> = state
+            .sections
+            .into_iter()
+            .map(|(name, step)| {
+                let problem = problems.iter().find(|(other, _)| *other == name).map(|(_, error)| error.clone());
+                let stale = step.get.as_ref().is_some_and(|get| get.fresh == "maybe-stale");
+                let section_state = match (&step.get, &step.put, &step.error) {
+                    (_, Some(_), _) if stale => "stale",
+                    (_, Some(_), _) => "taken-over",
+                    // Read, and on this disk; it is put again until it is placed.
+                    (Some(_), None, _) => "stale",
+                    // What an agent was doing a while ago is meant to be gone.
+                    (None, None, Some(CallError::NotFound { .. })) if step.class == Some(Class::Active) => "expired",
+                    _ => "missing",
+                };
+                complete &= section_state != "missing";
+                let error = problem.or_else(|| step.error.map(|error| error.to_string()));
+                ImportedSection { section: name, state: section_state, error, get: step.get, put: step.put }
+            })
+            .collect();
+        let mode = match state.mode {
+            Mode::Any => "any",
+            Mode::Regular => "regular",
+            Mode::Atomic => "atomic",
+        };
+        let report = ImportReport {
+            agent: id.to_did(),
+            name: state.name.unwrap_or_else(|| id.to_did()),
+            term,
+            import_source: "mesh",
+            mode,
+            complete,
+            bounded_stale_until_ms: state.stale_until_ms,
+            sections,
+            ms: (now_us - state.started_us) as f64 / 1000.0,
+        };
+        self.announce(&id);
+        let answer = self.agent_answer(&id, Some(report));
+        self.reply(state.call, answer);
+    }
+
+    /// The agent that goes by `name` here.
+    pub(crate) fn agent_named(&self, name: &str) -> Option<OwnerKey> {
+        self.owners.values().find(|owner| owner.agent.as_ref().is_some_and(|agent| agent.name == name)).map(|owner| owner.id)
+    }
+
+    pub(crate) fn agent_reports(&self) -> Vec<AgentReport> {
+        self.owners
+            .values()
+            .filter_map(|owner| {
+                let agent = owner.agent.as_ref()?;
+                Some(AgentReport {
+                    agent: owner.id.to_did(),
+                    name: agent.name.clone(),
+                    role: agent.identity.personality().role().map(str::to_owned),
+                    term: owner.term,
+                    home: self.me.to_peer_id_string(),
+                    state: match owner.state {
+                        OwnerState::Unpublished => "unpublished",
+                        OwnerState::Live => "live",
+                        OwnerState::Importing => "importing",
+                        OwnerState::Fenced(_) => "fenced",
+                    },
+                    relationships: agent.relationships.len(),
+                    sections: self.section_reports(&owner.id),
+                })
+            })
+            .collect()
+    }
+
+    pub(crate) fn read_secrets(&mut self, call: u64, id: OwnerKey) {
+        let answer = self.agent_answer(&id, None);
+        self.reply(call, answer);
+    }
+}
+
+impl Agent {
+    pub(crate) fn new(name: String, identity: Identity) -> Self {
+        Self {
+            name,
+            identity,
+            index: Index::new(),
+            relationships: BTreeMap::new(),
+            pairs: BTreeMap::new(),
+            active_until_us: 0,
+            next_inbox: 1,
+        }
+    }
+
+    /// Takes up what a section of the agent says about its partners.
+    pub(crate) fn take_section(&mut self, name: &str, fields: &persona_fragments::Fields) -> Result<(), String> {
+        let partner = |did: &str| OwnerKey::from_did(did).ok_or_else(|| format!("section {name} names no agent"));
+        if let Some(did) = name.strip_prefix("relationship/") {
+            let partner = partner(did)?;
+            let relationship = Relationship::from_fields(fields, self.identity.agent(), &persona_fragments::Ed25519Verifier).map_err(|error| error.to_string())?;
+            self.relationships.insert(partner, relationship);
+        } else if let Some(did) = name.strip_prefix("keys/") {
+            let partner = partner(did)?;
+            self.pairs.insert(partner, PairState::from_fields(fields).map_err(|error| error.to_string())?);
+        }
+        Ok(())
+    }
+}
+
+/// A section as another host left it: its bytes, its head, and its holders still to be told of what comes next.
+fn adopted(id: &OwnerKey, root: &RootSecret, name: &str, head: &CertifiedHead, stored: Vec<u8>) -> Owned {
+    let manifest = &head.manifest;
+    let mut owned = Owned::new(id, root, name, manifest.class, manifest.ttl_ms, manifest.level);
+    owned.stored = stored;
+    owned.content_version = Some(manifest.content_version);
+    owned.live = manifest.older.clone();
+    owned.remember_set(manifest);
+    owned.head = Some(head.clone());
+    owned.placed = head.certificate.acks.len() as u8;
+    owned
+}

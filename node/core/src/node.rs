@@ -1,0 +1,552 @@
+//! The node: its state, what can happen to it, and in which order it reacts.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+};
+
+use chacha20::ChaCha20Rng;
+use persona_agent::CommitmentRegistry;
+use persona_fragments::{CertifiedHead, Classes, OwnerKey, PeerKey, SectionKey, Signer, Verifier, Version};
+use persona_mesh_proto::{
+    Now, PersistId, ReadId, Table, Write,
+    holder::{Holder, HolderLimits},
+    put::Timing as PutTiming,
+};
+use rand_core::SeedableRng;
+
+use crate::{
+    call::{Answer, Call, CallError},
+    import::Import,
+    messages::Messages,
+    own::Owner,
+    reads::GetOp,
+    report::{AlarmReport, CanaryReport, StatusReport},
+    sections::PutOp,
+    traffic::{AfterPersist, HolderCall, InboundFrame, Outstanding, Queued, Rtts},
+};
+
+/// How a node behaves. Every number is a default of docs/spec/quorum.md unless the operator changed it.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Lifetimes and levels.
+    pub classes: Classes,
+    /// What this node stores for others at most.
+    pub holder: HolderLimits,
+    /// Patience of puts.
+    pub put: PutTiming,
+    /// How long a peer may take to answer one frame, in milliseconds.
+    pub request_timeout_ms: u64,
+    /// How long changed sections wait for more changes before they are put, in milliseconds. At most 1 s.
+    pub coalesce_ms: u64,
+    /// How long an unacknowledged message is sent again and again before it is given up, in milliseconds.
+    pub message_ttl_ms: u64,
+    /// A secret that all nodes of a closed deployment share and that is mixed into personalities; `None` in an open mesh.
+    pub mesh_secret: Option<[u8; 32]>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            classes: Classes::default(),
+            holder: HolderLimits::default(),
+            put: PutTiming::default(),
+            request_timeout_ms: 3_000,
+            coalesce_ms: 300,
+            message_ttl_ms: 24 * 3600 * 1000,
+            mesh_secret: None,
+        }
+    }
+}
+
+/// What a node signs and verifies with.
+pub struct NodeKeys {
+    /// The node's own key: it signs acks, and is its peer id.
+    pub signer: Box<dyn Signer>,
+    /// Verifies anyone's signature.
+    pub verifier: Arc<dyn Verifier>,
+    /// 32 secret bytes of this node, from which its own sections' keys are derived.
+    pub secret: zeroize::Zeroizing<[u8; 32]>,
+}
+
+/// A gossip topic of docs/spec/wire.md#topics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Gossip {
+    /// Commitments of personalities.
+    Announce,
+    /// Signed alerts.
+    Alerts,
+    /// Envelopes; the lane is the first byte of SHA-256 of the recipient's id, modulo 8.
+    Messages(u8),
+}
+
+/// Why a request has no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RequestError {
+    /// No connection, or it broke, or nothing came in time. Whether the peer acted on it is unknown.
+    Unreachable,
+}
+
+/// Why a message was not published. It stays in the outbox and is tried again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PublishError;
+
+/// Everything that can happen to a node.
+#[derive(Debug)]
+pub enum Input {
+    /// A user asks something.
+    Call {
+        /// Names the answer.
+        id: u64,
+        /// What is asked.
+        call: Call,
+    },
+    /// A peer sent a frame of requests.
+    Frame {
+        /// Names the answer.
+        inbound: u64,
+        /// Who.
+        from: PeerKey,
+        /// What.
+        frame: Vec<u8>,
+    },
+    /// An [`Output::Request`] was answered, or will not be.
+    Response {
+        /// Which one.
+        id: u64,
+        /// The frame.
+        result: Result<Vec<u8>, RequestError>,
+    },
+    /// An [`Output::Lookup`] ended.
+    Found {
+        /// Which one.
+        id: u64,
+        /// Live peers, closest first, without this node.
+        peers: Vec<PeerKey>,
+    },
+    /// Batches are durable, in this order.
+    Persisted {
+        /// Which ones.
+        ids: Vec<PersistId>,
+    },
+    /// A value was read.
+    Loaded {
+        /// Which read.
+        id: ReadId,
+        /// The value; `None` if there is none.
+        value: Option<Vec<u8>>,
+    },
+    /// A gossip message arrived. It is forwarded only after [`Output::Judge`].
+    Gossip {
+        /// Names the judgement.
+        message: u64,
+        /// On which topic.
+        topic: Gossip,
+        /// Its bytes.
+        data: Vec<u8>,
+    },
+    /// An [`Output::Publish`] was handed to the mesh, or was not.
+    Published {
+        /// Which one.
+        id: u64,
+        /// How it went.
+        result: Result<(), PublishError>,
+    },
+    /// A peer is connected.
+    Connected {
+        /// Which.
+        peer: PeerKey,
+    },
+    /// A peer is connected no more.
+    Disconnected {
+        /// Which.
+        peer: PeerKey,
+    },
+    /// Time passed.
+    Tick,
+}
+
+/// Everything that a node wants done.
+#[derive(Debug)]
+pub enum Output {
+    /// Send a frame of requests.
+    Request {
+        /// Names the response.
+        id: u64,
+        /// To whom.
+        to: PeerKey,
+        /// What.
+        frame: Vec<u8>,
+        /// When to give up, in milliseconds.
+        timeout_ms: u64,
+    },
+    /// Answer a peer's frame.
+    Respond {
+        /// Which one.
+        inbound: u64,
+        /// The frame.
+        frame: Vec<u8>,
+    },
+    /// Find the live peers closest to a key.
+    Lookup {
+        /// Names the result.
+        id: u64,
+        /// The Kademlia key.
+        key: Vec<u8>,
+    },
+    /// Write a batch, atomically and durably, then say so with [`Input::Persisted`].
+    Persist {
+        /// Names the batch.
+        id: PersistId,
+        /// The batch.
+        writes: Vec<Write>,
+    },
+    /// Read a value.
+    Load {
+        /// Names the read.
+        id: ReadId,
+        /// Where.
+        table: Table,
+        /// Which.
+        key: Vec<u8>,
+    },
+    /// What Kademlia serves for a section is now this.
+    Head {
+        /// The section.
+        key: SectionKey,
+        /// The certified head; `None`: nothing.
+        record: Option<Vec<u8>>,
+    },
+    /// Hand a message to gossip.
+    Publish {
+        /// Names the result.
+        id: u64,
+        /// The topic.
+        topic: Gossip,
+        /// Its bytes.
+        data: Vec<u8>,
+    },
+    /// A gossip message is good (forward it), bad (blame the peer it came from) or neither.
+    Judge {
+        /// Which.
+        message: u64,
+        /// Forward it?
+        verdict: Judgement,
+    },
+    /// A call is answered.
+    Reply {
+        /// Which.
+        id: u64,
+        /// How.
+        result: Result<Answer, CallError>,
+    },
+    /// Something new can be read: a message was delivered, or a verdict given.
+    Notice(Notice),
+    /// An operator should know.
+    Alarm(AlarmReport),
+}
+
+/// What became of a gossip message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Judgement {
+    /// Valid: forward it.
+    Accept,
+    /// Invalid whoever looks: the peer that forwarded it did not check.
+    Reject,
+    /// Not judged: overload, or nothing that this node understands.
+    Ignore,
+}
+
+/// A change that somebody may be waiting for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// A message in an agent's inbox.
+    Inbox(OwnerKey),
+    /// A verdict.
+    Verdict,
+    /// The node became ready, or stopped being so.
+    Ready(bool),
+}
+
+/// Names an operation of this node.
+pub(crate) type OpId = u64;
+
+/// A put or a get on its way.
+pub(crate) enum Op {
+    Put(Box<PutOp>),
+    Get(Box<GetOp>),
+}
+
+/// Operations at once. Beyond it new calls get `Busy`; renewals wait for the next tick.
+pub(crate) const OPS_MAX: usize = 8192;
+
+/// Certified heads remembered of other owners' sections. When full, the one that expires first makes room.
+pub(crate) const HEADS_CACHED_MAX: usize = 4096;
+
+/// Alarms remembered. The oldest makes room.
+const ALARMS_MAX: usize = 128;
+
+/// One node.
+pub struct Node {
+    pub(crate) me: PeerKey,
+    pub(crate) config: Config,
+    pub(crate) keys: NodeKeys,
+    pub(crate) rng: ChaCha20Rng,
+    pub(crate) now: Now,
+    /// Ids of everything: operations, requests, batches, reads, lookups.
+    next_id: u64,
+    /// What this turn wants done, in order.
+    pub(crate) out: Vec<Output>,
+    /// Requests of this turn, not yet put into frames.
+    pub(crate) sends: Vec<Queued>,
+    /// Requests to this node itself, not yet handed to its holder.
+    pub(crate) local: VecDeque<Queued>,
+
+    pub(crate) holder: Holder,
+    pub(crate) holder_calls: BTreeMap<u64, HolderCall>,
+    pub(crate) inbound: BTreeMap<u64, InboundFrame>,
+    pub(crate) ops: BTreeMap<OpId, Op>,
+    pub(crate) requests: BTreeMap<u64, Outstanding>,
+    pub(crate) lookups: BTreeMap<u64, OpId>,
+    pub(crate) persists: BTreeMap<PersistId, AfterPersist>,
+    pub(crate) reads: BTreeMap<ReadId, persona_mesh_proto::ReadId>,
+    pub(crate) rtts: Rtts,
+    pub(crate) connected: BTreeSet<PeerKey>,
+
+    /// Whose sections are written here: agents, and the node itself.
+    pub(crate) owners: BTreeMap<OwnerKey, Owner>,
+    pub(crate) node_owner: OwnerKey,
+    pub(crate) imports: BTreeMap<u64, Import>,
+    pub(crate) floors: BTreeMap<SectionKey, (Version, u64)>,
+    pub(crate) heads: BTreeMap<SectionKey, CertifiedHead>,
+    pub(crate) registry: CommitmentRegistry,
+    pub(crate) messages: Messages,
+
+    pub(crate) canary: Canary,
+    pub(crate) alarms: VecDeque<AlarmReport>,
+    pub(crate) counters: BTreeMap<&'static str, u64>,
+    next_holder_tick_us: u64,
+}
+
+/// The round trip that makes a node ready.
+#[derive(Debug, Default)]
+pub(crate) struct Canary {
+    pub(crate) report: Option<CanaryReport>,
+    pub(crate) running: bool,
+    pub(crate) next_us: u64,
+    pub(crate) ready: bool,
+    pub(crate) alone: bool,
+    pub(crate) put_ms: f64,
+    pub(crate) content: Vec<u8>,
+    pub(crate) started_us: u64,
+}
+
+impl Node {
+    /// A node with nothing in it. Its stored records follow with [`Node::load`], its agents with [`Node::add_agent`].
+    pub fn new(keys: NodeKeys, config: Config, seed: [u8; 32], now: Now) -> Self {
+        let me = PeerKey(keys.signer.public_key());
+        let owner = Owner::of_node(&keys.secret);
+        let node_owner = owner.id;
+        let mut node = Self {
+            me,
+            holder: Holder::new(me, config.holder.clone()),
+            config,
+            keys,
+            rng: ChaCha20Rng::from_seed(seed),
+            now,
+            next_id: 1,
+            out: Vec::new(),
+            sends: Vec::new(),
+            local: VecDeque::new(),
+            holder_calls: BTreeMap::new(),
+            inbound: BTreeMap::new(),
+            ops: BTreeMap::new(),
+            requests: BTreeMap::new(),
+            lookups: BTreeMap::new(),
+            persists: BTreeMap::new(),
+            reads: BTreeMap::new(),
+            rtts: Rtts::default(),
+            connected: BTreeSet::new(),
+            owners: BTreeMap::new(),
+            node_owner,
+            imports: BTreeMap::new(),
+            floors: BTreeMap::new(),
+            heads: BTreeMap::new(),
+            registry: CommitmentRegistry::default(),
+            messages: Messages::default(),
+            canary: Canary { next_us: now.mono_us + 500_000, started_us: now.mono_us, ..Canary::default() },
+            alarms: VecDeque::new(),
+            counters: BTreeMap::new(),
+            next_holder_tick_us: now.mono_us,
+        };
+        node.owners.insert(node_owner, owner);
+        node
+    }
+
+    /// This node.
+    pub fn me(&self) -> PeerKey {
+        self.me
+    }
+
+    /// Feeds one event to the node. The caller carries out every output, in order.
+    pub fn handle(&mut self, input: Input, now: Now) -> Vec<Output> {
+        self.now = now;
+        match input {
+            Input::Call { id, call } => self.on_call(id, call),
+            Input::Frame { inbound, from, frame } => self.on_frame(inbound, from, &frame),
+            Input::Response { id, result } => self.on_response(id, result),
+            Input::Found { id, peers } => self.on_found(id, peers),
+            Input::Persisted { ids } => self.on_persisted(&ids),
+            Input::Loaded { id, value } => self.on_loaded(id, value),
+            Input::Gossip { message, topic, data } => self.on_gossip(message, topic, &data),
+            Input::Published { id, result } => self.on_published(id, result),
+            Input::Connected { peer } => {
+                if self.connected.insert(peer) && self.canary.alone {
+                    self.canary.next_us = now.mono_us + 200_000;
+                }
+            }
+            Input::Disconnected { peer } => {
+                self.connected.remove(&peer);
+            }
+            Input::Tick => {}
+        }
+        self.tick();
+        self.flush();
+        std::mem::take(&mut self.out)
+    }
+
+    /// When the node wants an [`Input::Tick`], in monotonic microseconds, unless something happens before.
+    pub fn deadline(&self) -> u64 {
+        let ops = self.ops.values().filter_map(|op| match op {
+            Op::Put(put) => put.deadline(),
+            Op::Get(get) => get.deadline(),
+        });
+        let sections = self.owners.values().filter_map(Owner::deadline);
+        ops.chain(sections)
+            .chain([self.canary.next_us, self.next_holder_tick_us, self.messages.next_us])
+            .min()
+            .unwrap_or(self.now.mono_us)
+    }
+
+    /// Does all that is due.
+    fn tick(&mut self) {
+        if self.now.mono_us >= self.next_holder_tick_us {
+            self.next_holder_tick_us = self.now.mono_us + 1_000_000;
+            let outs = self.holder.tick(self.now);
+            self.run_holder(outs);
+            self.expire_caches();
+        }
+        self.tick_ops();
+        self.tick_sections();
+        self.tick_messages();
+        self.tick_canary();
+    }
+
+    fn tick_ops(&mut self) {
+        let due: Vec<OpId> = self
+            .ops
+            .iter()
+            .filter(|(_, op)| match op {
+                Op::Put(put) => put.deadline().is_some_and(|at| at <= self.now.mono_us),
+                Op::Get(get) => get.deadline().is_some_and(|at| at <= self.now.mono_us),
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        for id in due {
+            match self.ops.get(&id) {
+                Some(Op::Put(_)) => self.put_due(id),
+                Some(Op::Get(_)) => self.get_due(id),
+                None => {}
+            }
+        }
+    }
+
+    fn expire_caches(&mut self) {
+        let wall_ms = self.now.wall_ms;
+        self.heads.retain(|_, head| head.manifest.expires_at_ms() > wall_ms);
+        let gone: Vec<SectionKey> = self.floors.iter().filter(|(_, (_, until))| *until <= wall_ms).map(|(key, _)| *key).collect();
+        if !gone.is_empty() {
+            for key in &gone {
+                self.floors.remove(key);
+            }
+            self.persist(gone.iter().map(|key| Write::remove(Table::Floor, key.0)).collect(), AfterPersist::Nothing);
+        }
+    }
+
+    /// A fresh id.
+    pub(crate) fn id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    /// Answers a call.
+    pub(crate) fn reply(&mut self, id: u64, result: Result<Answer, CallError>) {
+        self.out.push(Output::Reply { id, result });
+    }
+
+    /// Counts something worth counting.
+    pub(crate) fn count(&mut self, what: &'static str) {
+        *self.counters.entry(what).or_default() += 1;
+    }
+
+    /// Tells the operator.
+    pub(crate) fn alarm(&mut self, kind: &'static str, text: String) {
+        let alarm = AlarmReport { at_ms: self.now.wall_ms, kind, text };
+        if self.alarms.len() == ALARMS_MAX {
+            self.alarms.pop_front();
+        }
+        self.alarms.push_back(alarm.clone());
+        self.out.push(Output::Alarm(alarm));
+    }
+
+    fn on_call(&mut self, id: u64, call: Call) {
+        if self.ops.len() >= OPS_MAX {
+            return self.reply(id, Err(CallError::Busy(format!("{OPS_MAX} operations are on their way"))));
+        }
+        match call {
+            Call::CreateAgent { name, role, place, attributes } => self.create_agent(id, name, role, place, attributes),
+            Call::Publish { agent } => self.publish_agent(id, agent),
+            Call::Import { root, name } => self.begin_import(id, &root, name),
+            Call::PutSection { agent, name, class, ttl_ms, level, require_level, content } => {
+                self.put_document(id, agent, name, class, ttl_ms, level, require_level, content);
+            }
+            Call::GetSection { agent, name, mode } => self.get_section(id, agent, name, mode),
+            Call::Personality { agent, mode } => self.get_personality(id, agent, mode),
+            Call::Analyze { key } => self.analyze(id, key),
+            Call::Certificate { key } => self.get_certificate(id, key),
+            Call::Send { from, to, text } => self.send(id, from, to, text),
+            Call::PublishEnvelope { bytes } => self.publish_envelope(id, bytes),
+            Call::Inbox { agent, after } => self.read_inbox(id, agent, after),
+            Call::Outbox { agent } => self.read_outbox(id, agent),
+            Call::Relationships { agent } => self.read_relationships(id, agent),
+            Call::Verdicts { after } => self.read_verdicts(id, after),
+            Call::Agents => {
+                let agents = self.agent_reports();
+                self.reply(id, Ok(Answer::Agents(agents)));
+            }
+            Call::Secrets { agent } => self.read_secrets(id, agent),
+            Call::Status => {
+                let status = self.status();
+                self.reply(id, Ok(Answer::Status(Box::new(status))));
+            }
+            Call::BenchPut { slot, bytes, level } => self.bench_put(id, slot, bytes, level),
+            Call::BenchGet { slot } => self.bench_get(id, slot),
+        }
+    }
+
+    fn status(&self) -> StatusReport {
+        let held = self.holder.stats();
+        StatusReport {
+            peer_id: self.me.to_peer_id_string(),
+            ready: self.canary.ready,
+            alone: self.canary.alone,
+            agents: self.agent_reports(),
+            sections_held: held.sections,
+            shards_held: held.shards,
+            shard_bytes: held.shard_bytes,
+            canary: self.canary.report.clone(),
+            alarms: self.alarms.iter().cloned().collect(),
+            counters: self.counters.clone(),
+        }
+    }
+}

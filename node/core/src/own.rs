@@ -1,0 +1,243 @@
+//! Whose sections are written here, and what each of them is at.
+//!
+//! An *owner* is an agent that lives on this node, or the node itself (for its canary and its benchmark). Its sections are kept on this
+//! node's disk as sealed bytes, exactly as holders keep them, so that a restart needs the mesh for nothing.
+
+use std::collections::BTreeMap;
+
+use bincode::{Decode, Encode};
+use persona_agent::{Identity, Index, PairState, Relationship, RootSecret, published_name};
+use persona_fragments::{
+    CertifiedHead, Class, EpochKey, Fields, OlderSet, OwnerKey, RecoveryKey, SectionKey, SignedManifest, Signer, Version,
+    certificate::HeadWire,
+    manifest::ManifestWire,
+};
+use zeroize::Zeroizing;
+
+use crate::node::OpId;
+
+/// The sections of one owner.
+pub(crate) struct Owner {
+    pub(crate) id: OwnerKey,
+    pub(crate) signer: Box<dyn Signer>,
+    pub(crate) recovery: RecoveryKey,
+    pub(crate) root: RootSecret,
+    pub(crate) term: u64,
+    pub(crate) sections: BTreeMap<String, Owned>,
+    pub(crate) agent: Option<Box<Agent>>,
+    pub(crate) state: OwnerState,
+}
+
+/// What an owner is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OwnerState {
+    /// Kept on disk, not yet published: the keystore must have it first.
+    Unpublished,
+    /// Writing.
+    Live,
+    /// On its way here from another node: nothing is written but what the takeover writes.
+    Importing,
+    /// Another host with this term took it over. Nothing is written any more.
+    Fenced(u64),
+}
+
+/// What makes an owner an agent.
+pub(crate) struct Agent {
+    pub(crate) name: String,
+    pub(crate) identity: Identity,
+    pub(crate) index: Index,
+    pub(crate) relationships: BTreeMap<OwnerKey, Relationship>,
+    pub(crate) pairs: BTreeMap<OwnerKey, PairState>,
+    /// Until when (monotonic) what it does is worth a `behavior` section.
+    pub(crate) active_until_us: u64,
+    /// Sequence number of the next delivered message.
+    pub(crate) next_inbox: u64,
+}
+
+/// The content of a section, before or after sealing.
+pub(crate) enum Content {
+    /// To be sealed under the version that puts it.
+    Fields(Fields),
+    /// To be published as it is.
+    Public(Vec<u8>),
+}
+
+/// One section of an owner of this node.
+pub(crate) struct Owned {
+    pub(crate) key: SectionKey,
+    pub(crate) published: Vec<u8>,
+    pub(crate) class: Class,
+    pub(crate) ttl_ms: u64,
+    pub(crate) level: u8,
+    /// The bytes as they are stored, under `content_version`; empty before the first seal.
+    pub(crate) stored: Vec<u8>,
+    pub(crate) content_version: Option<Version>,
+    pub(crate) epoch: Option<EpochKey>,
+    /// Changed content that no put has taken up yet.
+    pub(crate) changed: Option<Content>,
+    /// The last version that is known to have committed.
+    pub(crate) head: Option<CertifiedHead>,
+    /// Shards stored at the last word.
+    pub(crate) placed: u8,
+    /// Holder sets that may still answer for an older version, oldest first.
+    pub(crate) live: Vec<OlderSet>,
+    pub(crate) last_seq: u64,
+    /// The put on its way.
+    pub(crate) op: Option<OpId>,
+    /// Background placement of a committed put.
+    pub(crate) background: Option<OpId>,
+    /// A put that a crash interrupted: the same bytes go out again.
+    pub(crate) intent: Option<ManifestWire>,
+    /// When the next put is due, in monotonic microseconds.
+    pub(crate) due_us: Option<u64>,
+    /// Attempts since the last commit.
+    pub(crate) failures: u32,
+    /// Waiting for the put on its way.
+    pub(crate) waiting: Vec<PutWaiter>,
+    /// Waiting for a put of the changed content.
+    pub(crate) waiting_next: Vec<PutWaiter>,
+    /// Its name is not yet committed in the index: it must not be put before.
+    pub(crate) unlisted: bool,
+    /// Refuse instead of storing at a lower level; for the next put only.
+    pub(crate) require_level: Option<u8>,
+    /// Holders that did not answer lately, with the end (monotonic) of their quarantine.
+    pub(crate) avoid: BTreeMap<persona_fragments::PeerKey, u64>,
+}
+
+/// Who wants to know how a put went.
+#[derive(Clone, Debug)]
+pub(crate) enum PutWaiter {
+    /// A call.
+    Call { call: u64, started_us: u64 },
+    /// One of the puts of a call that publishes an agent.
+    Publish { call: u64 },
+    /// An import.
+    Import { import: u64 },
+    /// Sections that may be put once the index is committed.
+    Unlist { names: Vec<String> },
+    /// The canary.
+    Canary,
+}
+
+impl Owned {
+    pub(crate) fn new(owner: &OwnerKey, root: &RootSecret, name: &str, class: Class, ttl_ms: u64, level: u8) -> Self {
+        let published = published_name(root, name);
+        Self {
+            key: SectionKey::derive(owner, &published),
+            published,
+            class,
+            ttl_ms,
+            level,
+            stored: Vec::new(),
+            content_version: None,
+            epoch: None,
+            changed: None,
+            head: None,
+            placed: 0,
+            live: Vec::new(),
+            last_seq: 0,
+            op: None,
+            background: None,
+            intent: None,
+            due_us: None,
+            failures: 0,
+            waiting: Vec::new(),
+            waiting_next: Vec::new(),
+            unlisted: false,
+            require_level: None,
+            avoid: BTreeMap::new(),
+        }
+    }
+
+    /// What the disk keeps.
+    pub(crate) fn record(&self, owner: &OwnerKey) -> OwnRecord {
+        OwnRecord {
+            owner: *owner,
+            class: self.class,
+            ttl_ms: self.ttl_ms,
+            level: self.level,
+            stored: self.stored.clone(),
+            content_version: self.content_version,
+            head: self.head.as_ref().map(CertifiedHead::to_wire),
+            live: self.live.clone(),
+            last_seq: self.last_seq,
+        }
+    }
+
+    /// Takes over what the disk kept.
+    pub(crate) fn restore(&mut self, record: OwnRecord) {
+        self.class = record.class;
+        self.ttl_ms = record.ttl_ms;
+        self.level = record.level;
+        self.stored = record.stored;
+        self.content_version = record.content_version;
+        self.head = record.head.and_then(|wire| CertifiedHead::trusted(wire).ok());
+        self.live = record.live;
+        self.last_seq = record.last_seq;
+    }
+
+    /// Notes that `set` may still answer for an older version. The oldest makes room; its readers are then bounded by its expiry alone.
+    pub(crate) fn remember_set(&mut self, manifest: &SignedManifest) {
+        let set = manifest.as_older_set();
+        self.live.retain(|other| other.holders != set.holders);
+        self.live.push(set);
+        self.live.sort_by_key(|set| set.version);
+        self.live.dedup_by_key(|set| set.version);
+        if self.live.len() > persona_fragments::manifest::OLDER_SETS_MAX {
+            self.live.remove(0);
+        }
+    }
+}
+
+/// One row of the owner's table (docs/spec/store.md#own).
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct OwnRecord {
+    pub(crate) owner: OwnerKey,
+    pub(crate) class: Class,
+    pub(crate) ttl_ms: u64,
+    pub(crate) level: u8,
+    pub(crate) stored: Vec<u8>,
+    pub(crate) content_version: Option<Version>,
+    pub(crate) head: Option<HeadWire>,
+    pub(crate) live: Vec<OlderSet>,
+    pub(crate) last_seq: u64,
+}
+
+impl Owner {
+    /// An owner without sections.
+    pub(crate) fn new(root: RootSecret, term: u64, state: OwnerState) -> Self {
+        let signer = root.signer();
+        Self {
+            id: root.agent_id(),
+            recovery: root.recovery_key(),
+            signer: Box::new(signer),
+            root,
+            term,
+            sections: BTreeMap::new(),
+            agent: None,
+            state,
+        }
+    }
+
+    /// The node as an owner: of its canary and its benchmark sections. Its keys come from the node's secret, under a label of their own.
+    pub(crate) fn of_node(secret: &Zeroizing<[u8; 32]>) -> Self {
+        let mut root = Zeroizing::new([0; 32]);
+        hkdf::Hkdf::<sha2::Sha256>::new(None, secret.as_slice())
+            .expand(b"persona/node-sections/v1", root.as_mut())
+            .expect("32 bytes are within HKDF's output");
+        Self::new(RootSecret::from_bytes(*root), 1, OwnerState::Live)
+    }
+
+    /// The earliest time at which a section is due.
+    pub(crate) fn deadline(&self) -> Option<u64> {
+        if !self.writes() {
+            return None;
+        }
+        self.sections.values().filter(|owned| owned.op.is_none() && !owned.unlisted).filter_map(|owned| owned.due_us).min()
+    }
+
+    /// Whether it may write.
+    pub(crate) fn writes(&self) -> bool {
+        matches!(self.state, OwnerState::Live | OwnerState::Importing)
+    }
+}

@@ -1,0 +1,515 @@
+//! The sections service, reading half: from a question to a value that is known to be fresh, or an error that says who is silent
+//! (docs/spec/quorum.md#get).
+
+use persona_agent::{Card, Personality};
+use persona_fragments::{CertifiedHead, Fields, OwnerKey, PeerKey, SealContext, SectionKey, Version, seal, wire};
+use persona_mesh_proto::{Answered, Freshness, Get, GetError, GetOut, GetTask, GetValue, Mode, Reply, Table, Tag, Write, clock_allowance_ms};
+use zeroize::Zeroizing;
+
+use crate::{
+    call::{Answer, CallError},
+    node::{HEADS_CACHED_MAX, Node, Op, OpId, Output},
+    report::{AnalysisReport, CardReport, CertificateReport, GetReport, HolderReport, ReadableReport},
+    sections::expires_in_s,
+    traffic::AfterPersist,
+};
+
+/// Floors that one node remembers. Beyond it the one that expires first is forgotten.
+const FLOORS_MAX: usize = 100_000;
+
+/// One get on its way.
+pub(crate) struct GetOp {
+    pub(crate) key: SectionKey,
+    pub(crate) owner: Option<OwnerKey>,
+    pub(crate) label: String,
+    pub(crate) mode: Mode,
+    pub(crate) fence: Option<CertifiedHead>,
+    pub(crate) want_content: bool,
+    pub(crate) purpose: GetPurpose,
+    pub(crate) started_us: u64,
+    /// A cached head was used: if that fails, a lookup may know better.
+    from_cache: bool,
+    stage: GetStage,
+}
+
+enum GetStage {
+    Lookup,
+    Running(Box<Get>),
+    /// The floor is on its way to the disk; then the value is returned.
+    Floor(Box<GetValue>),
+}
+
+/// What a value is wanted for.
+#[derive(Clone, Debug)]
+pub(crate) enum GetPurpose {
+    /// A section, for a call.
+    Section { call: u64, agent: OwnerKey, name: String },
+    /// A personality, for a call.
+    Personality { call: u64, agent: OwnerKey },
+    /// The card of an agent that does not live here, to explain a refusal.
+    Stranger { call: u64, agent: OwnerKey },
+    /// The state of a section, for a call.
+    Analyze { call: u64 },
+    /// A certified head, for a call.
+    Certificate { call: u64 },
+    /// A benchmark's get.
+    Bench { call: u64 },
+    /// An agent's card, for messages that wait for it.
+    Card { agent: OwnerKey },
+    /// A step of an import.
+    Import { import: u64, name: String },
+    /// The canary.
+    Canary,
+}
+
+/// What a get brought, opened as far as this node can.
+pub(crate) struct Got {
+    pub(crate) value: GetValue,
+    pub(crate) report: GetReport,
+}
+
+impl GetOp {
+    pub(crate) fn deadline(&self) -> Option<u64> {
+        match &self.stage {
+            GetStage::Running(get) => get.deadline(),
+            GetStage::Lookup | GetStage::Floor(_) => None,
+        }
+    }
+}
+
+/// What to get; the rest is the node's own.
+pub(crate) struct Wanted {
+    pub(crate) key: SectionKey,
+    pub(crate) owner: Option<OwnerKey>,
+    pub(crate) label: String,
+    pub(crate) mode: Mode,
+    pub(crate) fence: Option<CertifiedHead>,
+    pub(crate) want_content: bool,
+}
+
+impl Node {
+    /// Begins a get: at the known holders if there is a head to start from, else with a lookup.
+    pub(crate) fn begin_get(&mut self, wanted: Wanted, purpose: GetPurpose) {
+        let Wanted { key, owner, label, mode, fence, want_content } = wanted;
+        let op = self.id();
+        let known = self.known_head(&key);
+        let get = GetOp {
+            key,
+            owner,
+            label,
+            mode,
+            fence,
+            want_content,
+            purpose,
+            started_us: self.now.mono_us,
+            from_cache: known.is_some(),
+            stage: GetStage::Lookup,
+        };
+        self.ops.insert(op, Op::Get(Box::new(get)));
+        match known {
+            Some(head) => self.start_get(op, Vec::new(), Some(head)),
+            None => self.lookup_for(op, key),
+        }
+    }
+
+    fn lookup_for(&mut self, op: OpId, key: SectionKey) {
+        let id = self.id();
+        self.lookups.insert(id, op);
+        self.out.push(Output::Lookup { id, key: key.to_kad_key().into_bytes() });
+    }
+
+    /// The newest unexpired head that this node knows of: its own, one it holds, or one it read.
+    fn known_head(&self, key: &SectionKey) -> Option<CertifiedHead> {
+        let own = self.own_section(key).and_then(|(id, name)| self.owners.get(&id)?.sections.get(&name)?.head.clone());
+        [own, self.holder.head(key, self.now), self.heads.get(key).cloned()]
+            .into_iter()
+            .flatten()
+            .filter(|head| head.manifest.expires_at_ms() > self.now.wall_ms)
+            .max_by_key(|head| head.manifest.version)
+    }
+
+    /// A lookup is back.
+    pub(crate) fn on_found(&mut self, id: u64, peers: Vec<PeerKey>) {
+        let Some(op) = self.lookups.remove(&id) else { return };
+        match self.ops.get(&op) {
+            Some(Op::Put(_)) => self.put_found(op, &peers),
+            Some(Op::Get(get)) => {
+                let known = self.known_head(&get.key);
+                let mut candidates = peers;
+                for holder in self.known_holders(&get.key) {
+                    if !candidates.contains(&holder) {
+                        candidates.push(holder);
+                    }
+                }
+                // This node may hold it itself.
+                candidates.push(self.me);
+                self.start_get(op, candidates, known);
+            }
+            None => {}
+        }
+    }
+
+    fn start_get(&mut self, op: OpId, candidates: Vec<PeerKey>, known: Option<CertifiedHead>) {
+        let Some(Op::Get(get)) = self.ops.get_mut(&op) else { return };
+        let task = GetTask {
+            key: get.key,
+            owner: get.owner,
+            mode: get.mode,
+            candidates,
+            known,
+            floor: self.floors.get(&get.key).map(|(version, _)| *version),
+            fence: get.fence.clone(),
+            hedge_after_us: self.rtts.p95_us(),
+            want_content: get.want_content,
+        };
+        let (running, outs) = Get::start(task, self.now);
+        get.stage = GetStage::Running(Box::new(running));
+        self.run_get(op, outs);
+    }
+
+    pub(crate) fn get_reply(&mut self, op: OpId, tag: Tag, reply: Reply) {
+        let Some(Op::Get(get)) = self.ops.get_mut(&op) else { return };
+        let GetStage::Running(running) = &mut get.stage else { return };
+        let outs = running.reply(tag, reply, self.now, &*self.keys.verifier);
+        self.run_get(op, outs);
+    }
+
+    pub(crate) fn get_due(&mut self, op: OpId) {
+        let Some(Op::Get(get)) = self.ops.get_mut(&op) else { return };
+        let GetStage::Running(running) = &mut get.stage else { return };
+        let outs = running.tick(self.now);
+        self.run_get(op, outs);
+    }
+
+    fn run_get(&mut self, op: OpId, outs: Vec<GetOut>) {
+        for out in outs {
+            match out {
+                GetOut::Send { tag, to, request } => self.send_request(op, tag, to, request),
+                GetOut::Done(Ok(value)) => self.get_done(op, value),
+                GetOut::Done(Err(error)) => self.get_failed(op, error),
+            }
+        }
+    }
+
+    /// A value is there. If it is newer than what was read before, the floor is made durable before anybody sees it.
+    fn get_done(&mut self, op: OpId, value: Box<GetValue>) {
+        let manifest = &value.head.manifest;
+        let (key, version) = (manifest.key, manifest.version);
+        let expires_ms = manifest.expires_at_ms();
+        let until = expires_ms + clock_allowance_ms(manifest.class);
+        if self.heads.len() >= HEADS_CACHED_MAX && !self.heads.contains_key(&key) {
+            let first = self.heads.iter().min_by_key(|(_, head)| head.manifest.expires_at_ms()).map(|(key, _)| *key);
+            first.and_then(|first| self.heads.remove(&first));
+        }
+        self.heads.insert(key, value.head.clone());
+        let raised = self.floors.get(&key).is_none_or(|(floor, _)| *floor < version);
+        if let Some(Op::Get(get)) = self.ops.get_mut(&op) {
+            get.stage = GetStage::Floor(value);
+        }
+        if raised {
+            if self.floors.len() >= FLOORS_MAX {
+                let first = self.floors.iter().min_by_key(|(_, (_, until))| *until).map(|(key, _)| *key);
+                first.and_then(|first| self.floors.remove(&first));
+            }
+            self.floors.insert(key, (version, until));
+            self.persist(vec![Write::set(Table::Floor, key.0, wire::encode(&(version, until)))], AfterPersist::Floor(op));
+        } else {
+            self.get_floor_durable(op);
+        }
+    }
+
+    pub(crate) fn load_floor(&mut self, key: &[u8], value: &[u8]) -> Result<(), String> {
+        let key = SectionKey(key.try_into().map_err(|_| "a floor's key has not 32 bytes".to_owned())?);
+        let floor: (Version, u64) = wire::decode(value).map_err(|error| format!("a floor does not decode: {error}"))?;
+        self.floors.insert(key, floor);
+        Ok(())
+    }
+
+    pub(crate) fn get_floor_durable(&mut self, op: OpId) {
+        let Some(Op::Get(get)) = self.ops.remove(&op) else { return };
+        let get = *get;
+        let GetStage::Floor(value) = get.stage else { return };
+        let value = *value;
+        let report = self.get_report(&get.label, get.mode, &value, get.started_us);
+        self.count("gets");
+        self.got(get.purpose, Ok(Got { value, report }));
+    }
+
+    fn get_report(&self, label: &str, mode: Mode, value: &GetValue, started_us: u64) -> GetReport {
+        let manifest = &value.head.manifest;
+        let holders_answered =
+            manifest.holders.iter().filter(|holder| value.answers.iter().any(|(peer, said)| peer == *holder && answered(*said))).count();
+        GetReport {
+            section: label.to_owned(),
+            kad_key: manifest.key.to_kad_key(),
+            version: manifest.version.to_string(),
+            mode: mode_name(mode),
+            fresh: match value.fresh {
+                Freshness::MaybeStale => "maybe-stale",
+                Freshness::Regular => "regular",
+                Freshness::Atomic => "atomic",
+            },
+            n: manifest.shape.n(),
+            k: manifest.shape.k(),
+            f: manifest.shape.f(),
+            level: manifest.shape.level_at((value.head.certificate.acks.len()).min(255) as u8),
+            holders_answered: holders_answered as u32,
+            shards_from_network: value.shards_from.iter().filter(|(peer, _)| *peer != self.me).count() as u32,
+            age_ms: self.now.wall_ms.saturating_sub(manifest.issued_at_ms),
+            expires_in_s: expires_in_s(manifest.expires_at_ms(), self.now.wall_ms),
+            ms: (self.now.mono_us - started_us) as f64 / 1000.0,
+        }
+    }
+
+    fn get_failed(&mut self, op: OpId, error: GetError) {
+        let Some(Op::Get(get)) = self.ops.get_mut(&op) else { return };
+        // The cached holder set may be one that everybody left. Whoever is closest to the key may know a later one.
+        let stale_start = get.from_cache && !matches!(error, GetError::Fenced { .. } | GetError::Poisoned { .. });
+        if stale_start {
+            get.from_cache = false;
+            get.stage = GetStage::Lookup;
+            let key = get.key;
+            self.heads.remove(&key);
+            return self.lookup_for(op, key);
+        }
+        let Some(Op::Get(get)) = self.ops.remove(&op) else { return };
+        self.count("gets_failed");
+        let what = get.label.clone();
+        if let (GetPurpose::Analyze { call }, GetStage::Running(running)) = (&get.purpose, &get.stage)
+            && let Some(head) = running.best()
+        {
+            // Not readable, and that is what the question was about.
+            let report = self.analysis(head, &running.answers(), &[], false);
+            return self.reply(*call, Ok(Answer::Analysis(Box::new(report))));
+        }
+        let error = match error {
+            GetError::NotFound { asked, answered } => CallError::NotFound { what, asked: asked as u32, answered: answered as u32 },
+            GetError::Expired { .. } => {
+                let answers = match &get.stage {
+                    GetStage::Running(running) => running.answers(),
+                    GetStage::Lookup | GetStage::Floor(_) => Vec::new(),
+                };
+                let replied = answers.iter().filter(|(_, said)| answered(*said)).count();
+                CallError::NotFound { what, asked: answers.len() as u32, answered: replied as u32 }
+            }
+            GetError::Unavailable { have, need, asked, .. } => {
+                CallError::Unavailable { what, have: have.into(), need: need.into(), asked: asked.into() }
+            }
+            GetError::QuorumUnreachable { have, need, .. } => CallError::QuorumUnreachable { what, have: have as u32, need: need as u32 },
+            GetError::DataLost { lost, n, version: _ } => {
+                let have = n.saturating_sub(lost);
+                let need = match &get.stage {
+                    GetStage::Running(running) => running.best().map_or(0, |head| head.manifest.shape.k()),
+                    GetStage::Lookup | GetStage::Floor(_) => 0,
+                };
+                CallError::DataLost { what, have: have.into(), need: need.into() }
+            }
+            GetError::Poisoned { .. } => CallError::Poisoned { what },
+            GetError::BelowFloor { .. } => CallError::Unreadable { what, reason: error.to_string() },
+            GetError::Fenced { by } => CallError::Fenced { term: by.manifest.version.term },
+        };
+        self.got(get.purpose, Err(error));
+    }
+
+    /// A get is over: whoever wanted it goes on.
+    fn got(&mut self, purpose: GetPurpose, result: Result<Got, CallError>) {
+        match purpose {
+            GetPurpose::Section { call, agent, name } => {
+                let answer = result.and_then(|got| {
+                    let fields = self.open(&agent, &name, &got.value)?;
+                    let content = if let Some(document) = fields.get("document") {
+                        document.to_vec()
+                    } else {
+                        // The node's own sections are shown field by field, as hexadecimal.
+                        let shown = fields.iter().map(|(name, value)| format!("{name}: {}\n", hex(value)));
+                        shown.collect::<String>().into_bytes()
+                    };
+                    Ok(Answer::Section { get: Box::new(got.report), content: Zeroizing::new(content) })
+                });
+                self.reply(call, answer);
+            }
+            GetPurpose::Personality { call, agent } => {
+                let answer = result.and_then(|got| {
+                    let fields = self.open(&agent, "core", &got.value)?;
+                    let personality = Personality::from_fields(&fields, agent)
+                        .map_err(|error| CallError::Unreadable { what: got.report.section.clone(), reason: error.to_string() })?;
+                    Ok(Answer::Personality {
+                        get: Box::new(got.report),
+                        name: personality.name().to_owned(),
+                        document: personality.to_json(),
+                        attributes: personality.attributes().to_vec(),
+                    })
+                });
+                self.reply(call, answer);
+            }
+            GetPurpose::Stranger { call, agent } => {
+                let card = result.ok().and_then(|got| read_card(&got.value, &agent)).map(|card| Box::new(card_report(&card)));
+                self.reply(call, Err(CallError::NotTheOwner { agent: agent.to_did(), card }));
+            }
+            GetPurpose::Analyze { call } => {
+                let answer = result.map(|got| {
+                    let missing: Vec<PeerKey> = got.value.missing.iter().map(|(peer, _)| *peer).collect();
+                    let report = self.analysis(&got.value.head, &got.value.answers, &missing, true);
+                    Answer::Analysis(Box::new(report))
+                });
+                self.reply(call, answer);
+            }
+            GetPurpose::Certificate { call } => {
+                let answer = result.map(|got| {
+                    let head = got.value.head;
+                    Answer::Certificate { key: head.manifest.key, bytes: head.to_bytes() }
+                });
+                self.reply(call, answer);
+            }
+            GetPurpose::Bench { call } => {
+                let answer =
+                    result.map(|got| Answer::Section { get: Box::new(got.report), content: Zeroizing::new(got.value.content) });
+                self.reply(call, answer);
+            }
+            GetPurpose::Card { agent } => {
+                let card = result.map(|got| read_card(&got.value, &agent).map(|card| (card, got.value.head.manifest.version)));
+                self.card_came(agent, card);
+            }
+            GetPurpose::Import { import, name } => self.import_got(import, &name, result),
+            GetPurpose::Canary => self.canary_got(result),
+        }
+    }
+
+    /// Opens a section of an owner of this node.
+    pub(crate) fn open(&self, id: &OwnerKey, name: &str, value: &GetValue) -> Result<Fields, CallError> {
+        let owner = self.owners.get(id).ok_or_else(|| CallError::UnknownAgent(id.to_did()))?;
+        let manifest = &value.head.manifest;
+        let context = SealContext { agent: *id, section: manifest.key, content_version: manifest.content_version };
+        seal::open(&value.content, &owner.recovery, &context)
+            .map(|(_, fields)| fields)
+            .map_err(|error| CallError::Unreadable { what: self.label(id, name), reason: error.to_string() })
+    }
+
+    pub(crate) fn get_section(&mut self, call: u64, agent: OwnerKey, name: String, mode: Mode) {
+        let Some(owner) = self.owners.get(&agent) else { return self.stranger(call, agent) };
+        let key = SectionKey::derive(&agent, &persona_agent::published_name(&owner.root, &name));
+        let wanted = Wanted { key, owner: Some(agent), label: self.label(&agent, &name), mode, fence: None, want_content: true };
+        self.begin_get(wanted, GetPurpose::Section { call, agent, name });
+    }
+
+    pub(crate) fn get_personality(&mut self, call: u64, agent: OwnerKey, mode: Mode) {
+        if !self.owners.contains_key(&agent) {
+            return self.stranger(call, agent);
+        }
+        let key = SectionKey::derive(&agent, b"core");
+        let wanted = Wanted { key, owner: Some(agent), label: self.label(&agent, "core"), mode, fence: None, want_content: true };
+        self.begin_get(wanted, GetPurpose::Personality { call, agent });
+    }
+
+    /// The agent's keys are elsewhere: its card is all that anybody may have.
+    fn stranger(&mut self, call: u64, agent: OwnerKey) {
+        let key = SectionKey::derive(&agent, b"card");
+        let wanted = Wanted { key, owner: Some(agent), label: format!("{}/card", agent.to_did()), mode: Mode::Any, fence: None, want_content: true };
+        self.begin_get(wanted, GetPurpose::Stranger { call, agent });
+    }
+
+    pub(crate) fn analyze(&mut self, call: u64, key: SectionKey) {
+        let label = self.own_section(&key).map_or_else(|| key.to_kad_key(), |(id, name)| self.label(&id, &name));
+        let wanted = Wanted { key, owner: None, label, mode: Mode::Regular, fence: None, want_content: true };
+        self.begin_get(wanted, GetPurpose::Analyze { call });
+    }
+
+    pub(crate) fn get_certificate(&mut self, call: u64, key: SectionKey) {
+        let label = self.own_section(&key).map_or_else(|| key.to_kad_key(), |(id, name)| self.label(&id, &name));
+        let wanted = Wanted { key, owner: None, label, mode: Mode::Regular, fence: None, want_content: false };
+        self.begin_get(wanted, GetPurpose::Certificate { call });
+    }
+
+    pub(crate) fn bench_get(&mut self, call: u64, slot: u32) {
+        let id = self.node_owner;
+        let name = format!("bench/{slot}");
+        let Some(owned) = self.owners.get(&id).and_then(|owner| owner.sections.get(&name)) else {
+            return self.reply(call, Err(CallError::BadRequest("put the section before it is read".into())));
+        };
+        let wanted = Wanted { key: owned.key, owner: Some(id), label: name, mode: Mode::Regular, fence: None, want_content: true };
+        self.begin_get(wanted, GetPurpose::Bench { call });
+    }
+
+    fn analysis(&self, head: &CertifiedHead, answers: &[(PeerKey, Answered)], missing: &[PeerKey], readable: bool) -> AnalysisReport {
+        let manifest = &head.manifest;
+        let holders: Vec<HolderReport> = manifest
+            .holders
+            .iter()
+            .enumerate()
+            .map(|(index, holder)| {
+                let said = answers.iter().find(|(peer, _)| peer == holder).map_or(Answered::Silent, |(_, said)| *said);
+                let (answer, committed) = match said {
+                    Answered::Head(Some(version)) if version >= manifest.version => ("committed", true),
+                    Answered::Head(Some(_)) => ("older", false),
+                    Answered::Head(None) => ("absent", false),
+                    Answered::Recovering => ("recovering", false),
+                    Answered::Refused | Answered::Faulty => ("invalid", false),
+                    Answered::Unreachable | Answered::Silent => ("unreachable", false),
+                };
+                let has_shard = committed && !missing.contains(holder);
+                HolderReport { index: index as u8, peer_id: holder.to_peer_id_string(), answer, has_shard }
+            })
+            .collect();
+        let replied = holders.iter().filter(|holder| holder.answer != "unreachable").count() as u32;
+        let shards = holders.iter().filter(|holder| holder.has_shard).count() as u8;
+        let current = holders.iter().filter(|holder| holder.answer == "committed").count();
+        AnalysisReport {
+            kad_key: manifest.key.to_kad_key(),
+            section: self.own_section(&manifest.key).map(|(id, name)| self.label(&id, &name)),
+            agent: manifest.owner.to_did(),
+            version: manifest.version.to_string(),
+            content_version: manifest.content_version.to_string(),
+            class: manifest.class.name(),
+            n: manifest.shape.n(),
+            k: manifest.shape.k(),
+            f: manifest.shape.f(),
+            level_asked: manifest.level,
+            level_now: manifest.shape.level_at(shards),
+            manifest_hash: manifest.hash().to_hex(),
+            certificate: CertificateReport { acks: head.certificate.acks.len(), valid: true },
+            issued_at_ms: manifest.issued_at_ms,
+            expires_in_s: expires_in_s(manifest.expires_at_ms(), self.now.wall_ms),
+            content_len: manifest.content_len,
+            answered: replied,
+            readable: ReadableReport {
+                any: readable || shards >= manifest.shape.k(),
+                regular: readable || (shards >= manifest.shape.k() && current >= usize::from(manifest.shape.quorum())),
+            },
+            holders,
+        }
+    }
+}
+
+/// Whether a peer said anything at all that counts as an answer.
+fn answered(said: Answered) -> bool {
+    matches!(said, Answered::Head(_))
+}
+
+/// The card in a section, if it is one and speaks of that agent.
+pub(crate) fn read_card(value: &GetValue, agent: &OwnerKey) -> Option<Card> {
+    let card = Card::from_bytes(&seal::read_public(&value.content).ok()?, &persona_fragments::Ed25519Verifier).ok()?;
+    (card.agent == *agent && card.term == value.head.manifest.version.term).then_some(card)
+}
+
+pub(crate) fn card_report(card: &Card) -> CardReport {
+    CardReport {
+        agent: card.agent.to_did(),
+        name: card.name.clone(),
+        role: card.role.clone(),
+        term: card.term,
+        home: card.home.to_peer_id_string(),
+        commitment: card.commitment.to_hex(),
+    }
+}
+
+pub(crate) const fn mode_name(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Any => "any",
+        Mode::Regular => "regular",
+        Mode::Atomic => "atomic",
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,682 @@
+//! The sections service, writing half: from changed content to a committed, placed and renewed version (docs/spec/quorum.md#put).
+//!
+//! ```text
+//! change -> (coalesce) -> lookup -> choose holders, seal, encode, sign -> intent on disk -> two rounds -> committed
+//!                            ^                                                                   |
+//!                            └────────────── a third of the TTL, or a failure ──────────────────┘
+//! ```
+
+use std::collections::BTreeSet;
+
+use persona_fragments::{
+    CertifiedHead, Class, Fields, Manifest, OwnerKey, PeerKey, SealContext, SectionKey, Shape, SignedManifest, Version,
+    coding::{content_hash, shard_hashes},
+    encode,
+    manifest::TTL_MS_MAX,
+    seal::{EpochKey, publish, seal},
+    shape::LEVEL_MAX,
+    wire,
+};
+use persona_mesh_proto::{
+    Candidate, Put, PutError, PutOut, PutReceipt, PutTask, Reply, Table, Tag, Write, choose_holders,
+};
+use rand_core::Rng as _;
+
+use crate::{
+    call::{Answer, CallError},
+    node::{Node, Op, OpId, Output},
+    own::{Content, Owned, OwnerState, PutWaiter},
+    report::{PutReport, SectionReport},
+    traffic::AfterPersist,
+};
+
+/// Attempts with other holders before those who wait are told; the section itself is tried again for ever, ever more slowly.
+const ATTEMPTS_BEFORE_ERROR: u32 = 2;
+
+/// The first pause after a failed put; it doubles up to [`RETRY_MAX_MS`].
+const RETRY_MS: u64 = 1_000;
+
+/// The longest pause between attempts.
+const RETRY_MAX_MS: u64 = 30_000;
+
+/// How long a holder that did not answer is not chosen again.
+const AVOID_MS: u64 = 30_000;
+
+/// Bytes of this size or more are not kept in memory twice, but encoded anew when a put begins.
+const CONTENT_NAME_MAX: usize = persona_agent::index::SECTION_NAME_BYTES_MAX;
+
+/// One put on its way.
+pub(crate) struct PutOp {
+    pub(crate) owner: OwnerKey,
+    pub(crate) name: String,
+    pub(crate) stage: PutStage,
+    pub(crate) started_us: u64,
+    pub(crate) renewal: bool,
+    pub(crate) shape: Shape,
+}
+
+pub(crate) enum PutStage {
+    /// Who is there?
+    Lookup,
+    /// The intent is on its way to the disk.
+    Intent(Box<PutTask>),
+    /// Two rounds, then placement.
+    Running(Box<Put>),
+}
+
+impl PutOp {
+    pub(crate) fn deadline(&self) -> Option<u64> {
+        match &self.stage {
+            PutStage::Running(put) => put.deadline(),
+            PutStage::Lookup | PutStage::Intent(_) => None,
+        }
+    }
+}
+
+impl Node {
+    fn owned(&mut self, owner: &OwnerKey, name: &str) -> Option<&mut Owned> {
+        self.owners.get_mut(owner)?.sections.get_mut(name)
+    }
+
+    /// Gives a section new content, to be put soon. A section that is new to an agent is listed in its index first.
+    pub(crate) fn change(&mut self, owner: &OwnerKey, name: &str, class: Class, content: Content, waiter: Option<PutWaiter>) {
+        let spec = self.config.classes.of(class);
+        self.change_with(owner, name, class, spec.ttl.as_millis() as u64, spec.level, content, waiter);
+    }
+
+    /// [`Self::change`] with a lifetime and a level of its own.
+    #[allow(clippy::too_many_arguments, reason = "one call site more would be a struct")]
+    pub(crate) fn change_with(
+        &mut self,
+        id: &OwnerKey,
+        name: &str,
+        class: Class,
+        ttl_ms: u64,
+        level: u8,
+        content: Content,
+        waiter: Option<PutWaiter>,
+    ) {
+        let soon = if waiter.is_some() { 0 } else { self.config.coalesce_ms * 1000 };
+        let due_us = self.now.mono_us + soon;
+        let Some(owner) = self.owners.get_mut(id) else { return };
+        let mut listed = true;
+        if !owner.sections.contains_key(name) {
+            let mut owned = Owned::new(id, &owner.root, name, class, ttl_ms, level);
+            if let Some(agent) = owner.agent.as_mut().filter(|_| name != "index") {
+                listed = agent.index.get(name).is_some_and(|entry| entry.version.is_some());
+                owned.unlisted = !listed;
+            }
+            owner.sections.insert(name.to_owned(), owned);
+        }
+        let Some(owned) = owner.sections.get_mut(name) else { return };
+        owned.class = class;
+        owned.ttl_ms = ttl_ms;
+        owned.level = level;
+        owned.changed = Some(content);
+        owned.due_us = Some(owned.due_us.map_or(due_us, |due| due.min(due_us)));
+        owned.waiting_next.extend(waiter);
+        if !listed {
+            self.list_in_index(id, name);
+        }
+    }
+
+    /// Commits a section's name in the index; only then is the section itself put.
+    pub(crate) fn list_in_index(&mut self, id: &OwnerKey, name: &str) {
+        let Some(owner) = self.owners.get_mut(id) else { return };
+        let (Some(owned), Some(agent)) = (owner.sections.get(name), owner.agent.as_mut()) else { return };
+        let entry =
+            persona_agent::IndexEntry { class: owned.class, ttl_ms: owned.ttl_ms, level: owned.level, version: None, removed: false };
+        if agent.index.set(name, entry).is_err() {
+            return self.alarm("index-full", format!("section {name} cannot be listed: the index is full"));
+        }
+        let fields = agent.index.to_fields();
+        self.change(id, "index", Class::Core, Content::Fields(fields), Some(PutWaiter::Unlist { names: vec![name.to_owned()] }));
+    }
+
+    /// Starts every put that is due.
+    pub(crate) fn tick_sections(&mut self) {
+        let now_us = self.now.mono_us;
+        let due: Vec<(OwnerKey, String)> = self
+            .owners
+            .values()
+            .filter(|owner| owner.deadline().is_some_and(|at| at <= now_us))
+            .flat_map(|owner| {
+                owner
+                    .sections
+                    .iter()
+                    .filter(|(_, owned)| owned.op.is_none() && !owned.unlisted && owned.due_us.is_some_and(|at| at <= now_us))
+                    .map(|(name, _)| (owner.id, name.clone()))
+            })
+            .collect();
+        for (owner, name) in due {
+            if self.stops_for_idleness(&owner, &name) {
+                continue;
+            }
+            self.begin_put(owner, name);
+        }
+    }
+
+    /// A `behavior` section of an agent that does nothing is not renewed: it expires.
+    fn stops_for_idleness(&mut self, owner: &OwnerKey, name: &str) -> bool {
+        let now_us = self.now.mono_us;
+        let Some(owner) = self.owners.get_mut(owner) else { return true };
+        let idle = name == "behavior" && owner.agent.as_ref().is_some_and(|agent| agent.active_until_us <= now_us);
+        if idle && let Some(owned) = owner.sections.get_mut(name) {
+            owned.due_us = None;
+            owned.changed = None;
+        }
+        idle
+    }
+
+    fn begin_put(&mut self, owner: OwnerKey, name: String) {
+        let op = self.id();
+        let started_us = self.now.mono_us;
+        let Some(owned) = self.owned(&owner, &name) else { return };
+        owned.op = Some(op);
+        owned.due_us = None;
+        owned.waiting = std::mem::take(&mut owned.waiting_next);
+        let key = owned.key;
+        let shape = Shape::for_level(1, 1).expect("one holder is a shape");
+        self.ops.insert(op, Op::Put(Box::new(PutOp { owner, name, stage: PutStage::Lookup, started_us, renewal: false, shape })));
+        let id = self.id();
+        self.lookups.insert(id, op);
+        self.out.push(Output::Lookup { id, key: key.to_kad_key().into_bytes() });
+    }
+
+    /// The lookup is back: choose, seal, encode, sign, and write the intent down before anything is sent.
+    pub(crate) fn put_found(&mut self, op: OpId, peers: &[PeerKey]) {
+        let Some(Op::Put(put)) = self.ops.get(&op) else { return };
+        let (id, name) = (put.owner, put.name.clone());
+        match self.prepare_put(&id, &name, peers) {
+            Ok((task, writes, renewal)) => {
+                let shape = task.manifest.shape;
+                if let Some(Op::Put(put)) = self.ops.get_mut(&op) {
+                    put.stage = PutStage::Intent(Box::new(task));
+                    put.renewal = renewal;
+                    put.shape = shape;
+                }
+                self.persist(writes, AfterPersist::Intent(op));
+            }
+            Err(error) => self.put_over(op, Err(error)),
+        }
+    }
+
+    fn prepare_put(&mut self, id: &OwnerKey, name: &str, peers: &[PeerKey]) -> Result<(PutTask, Vec<Write>, bool), CallError> {
+        let now = self.now;
+        let me = self.me;
+        let connected = self.connected.clone();
+        let Some(owner) = self.owners.get_mut(id) else { return Err(CallError::UnknownAgent(id.to_did())) };
+        let term = owner.term;
+        let Some(owned) = owner.sections.get_mut(name) else { return Err(CallError::BadRequest(format!("no section {name}"))) };
+        owned.avoid.retain(|_, until| *until > now.mono_us);
+
+        // A put that a crash or a timeout interrupted goes out again with the same bytes, unless there is something newer to say.
+        if let Some(wire) = owned.intent.clone() {
+            let manifest = SignedManifest::trusted(wire).map_err(|error| CallError::BadRequest(error.to_string()))?;
+            let alive = manifest.holders.iter().filter(|holder| peers.contains(holder) || **holder == me).count();
+            let reachable = alive >= usize::from(manifest.shape.quorum());
+            let unexpired = manifest.expires_at_ms() > now.wall_ms + manifest.ttl_ms / 2;
+            if reachable && unexpired && owned.changed.is_none() && content_hash(&owned.stored) == manifest.content_hash {
+                let shards = encode(&owned.stored, manifest.shape).map_err(|error| CallError::TooLarge(error.to_string()))?;
+                let task = PutTask { manifest, shards, renewal: false, keeps: Vec::new(), bystanders: peers.to_vec() };
+                return Ok((task, Vec::new(), false));
+            }
+            // Its holders may have acked it, and somebody may complete it: later versions must tell them too.
+            owned.remember_set(&manifest);
+        }
+
+        let previous: Vec<PeerKey> = owned.head.as_ref().map(|head| head.manifest.holders.clone()).unwrap_or_default();
+        let candidates: Vec<Candidate> = peers
+            .iter()
+            .filter(|peer| **peer != me)
+            .map(|peer| Candidate { peer: *peer, connected: connected.contains(peer), first_seen_ms: None, prefix: None })
+            .collect();
+        let exclude: Vec<PeerKey> = owned.avoid.keys().copied().filter(|peer| candidates.iter().any(|c| c.peer == *peer)).collect();
+        let wanted = Shape::holders_wanted(owned.level);
+        let mut holders = choose_holders(&owned.key, &candidates, &previous, &exclude, wanted, None, now.wall_ms);
+        if holders.is_empty() {
+            // Alone: this disk is all there is.
+            holders = vec![me];
+        }
+        let shape = Shape::for_level(owned.level, holders.len()).expect("at least one holder");
+        holders.truncate(usize::from(shape.n()));
+        if let Some(wanted) = owned.require_level.take().filter(|wanted| shape.level_at_commit() < *wanted) {
+            return Err(CallError::LevelNotReached { level: shape.level_at_commit(), wanted, holders: holders.len() as u32 });
+        }
+
+        let seq = owned.last_seq + 1;
+        let version = Version { term, device: me.device(), seq };
+        let content_version = match owned.changed.take() {
+            Some(content) => {
+                let stored = match content {
+                    Content::Public(payload) => publish(&payload).map_err(|error| CallError::TooLarge(error.to_string()))?,
+                    Content::Fields(fields) => {
+                        let rng = &mut self.rng;
+                        let epoch = owned.epoch.get_or_insert_with(|| EpochKey::generate(1, rng)).clone();
+                        let context = SealContext { agent: *id, section: owned.key, content_version: version };
+                        seal(&fields, &epoch, &owner.recovery, &context, rng).map_err(|error| CallError::TooLarge(error.to_string()))?
+                    }
+                };
+                owned.stored = stored;
+                owned.content_version = Some(version);
+                version
+            }
+            None => owned.content_version.unwrap_or(version),
+        };
+        if owned.stored.is_empty() {
+            return Err(CallError::BadRequest(format!("section {name} has no content")));
+        }
+        let shards = encode(&owned.stored, shape).map_err(|error| CallError::TooLarge(error.to_string()))?;
+        owned.live.retain(|set| set.expires_at_ms > now.wall_ms && set.holders != holders);
+        let manifest = Manifest {
+            key: owned.key,
+            owner: *id,
+            name: owned.published.clone(),
+            version,
+            content_version,
+            class: owned.class,
+            level: owned.level,
+            issued_at_ms: now.wall_ms,
+            ttl_ms: owned.ttl_ms,
+            renew_until_ms: 0,
+            content_len: owned.stored.len() as u32,
+            shape,
+            content_hash: content_hash(&owned.stored),
+            shard_hashes: shard_hashes(&shards),
+            holders,
+            older: owned.live.clone(),
+        };
+        // A renewal: the holders that stay at their index have these very bytes.
+        let keeps: Vec<u8> = owned
+            .head
+            .as_ref()
+            .filter(|head| head.manifest.content_hash == manifest.content_hash && head.manifest.shape == shape)
+            .map(|head| {
+                (0..shape.n()).filter(|i| head.manifest.holders[usize::from(*i)] == manifest.holders[usize::from(*i)]).collect()
+            })
+            .unwrap_or_default();
+        let manifest = SignedManifest::sign(manifest, &*owner.signer).map_err(|error| CallError::BadRequest(error.to_string()))?;
+        owned.last_seq = seq;
+        owned.intent = Some(manifest.wire().clone());
+        let writes = vec![
+            Write::set(Table::Own, owned.key.0, wire::encode(&owned.record(id))),
+            Write::set(Table::Intent, owned.key.0, wire::encode(manifest.wire())),
+        ];
+        let renewal = !keeps.is_empty();
+        Ok((PutTask { manifest, shards, renewal, keeps, bystanders: peers.to_vec() }, writes, renewal))
+    }
+
+    /// The intent is durable: send.
+    pub(crate) fn put_intent_durable(&mut self, op: OpId) {
+        let Some(Op::Put(put)) = self.ops.get_mut(&op) else { return };
+        let stage = std::mem::replace(&mut put.stage, PutStage::Lookup);
+        let PutStage::Intent(task) = stage else {
+            put.stage = stage;
+            return;
+        };
+        let (running, outs) = Put::start(*task, self.config.put.clone(), self.now);
+        put.stage = PutStage::Running(Box::new(running));
+        self.run_put(op, outs);
+    }
+
+    pub(crate) fn put_reply(&mut self, op: OpId, tag: Tag, reply: Reply) {
+        let Some(Op::Put(put)) = self.ops.get_mut(&op) else { return };
+        let PutStage::Running(running) = &mut put.stage else { return };
+        let outs = running.reply(tag, reply, self.now, &*self.keys.verifier);
+        self.run_put(op, outs);
+    }
+
+    pub(crate) fn put_due(&mut self, op: OpId) {
+        let Some(Op::Put(put)) = self.ops.get_mut(&op) else { return };
+        let PutStage::Running(running) = &mut put.stage else { return };
+        let outs = running.tick(self.now);
+        self.run_put(op, outs);
+    }
+
+    fn run_put(&mut self, op: OpId, outs: Vec<PutOut>) {
+        for out in outs {
+            match out {
+                PutOut::Send { tag, to, request } => self.send_request(op, tag, to, request),
+                PutOut::Committed(receipt) => self.put_over(op, Ok(*receipt)),
+                PutOut::Placed { placed } => self.put_placed(op, placed),
+                PutOut::Failed(error) => self.put_failed(op, error),
+            }
+        }
+        let finished = match self.ops.get(&op) {
+            Some(Op::Put(put)) => matches!(&put.stage, PutStage::Running(running) if running.finished()),
+            _ => false,
+        };
+        if finished {
+            self.end_background(op);
+        }
+    }
+
+    fn put_placed(&mut self, op: OpId, placed: u8) {
+        let Some(Op::Put(put)) = self.ops.get(&op) else { return };
+        let (owner, name) = (put.owner, put.name.clone());
+        if let Some(owned) = self.owned(&owner, &name) {
+            owned.placed = placed;
+        }
+    }
+
+    fn end_background(&mut self, op: OpId) {
+        let Some(Op::Put(put)) = self.ops.remove(&op) else { return };
+        if let Some(owned) = self.owned(&put.owner, &put.name)
+            && owned.background == Some(op)
+        {
+            owned.background = None;
+        }
+    }
+
+    fn put_failed(&mut self, op: OpId, error: PutError) {
+        let now_us = self.now.mono_us;
+        let Some(Op::Put(put)) = self.ops.get(&op) else { return };
+        let (id, name) = (put.owner, put.name.clone());
+        let what = self.label(&id, &name);
+        let call_error = match error {
+            PutError::Fenced { by } => {
+                self.fence_owner(&id, &by);
+                CallError::Fenced { term: by.manifest.version.term }
+            }
+            PutError::NotEnoughHolders { have, need, unreachable } => {
+                if let Some(owned) = self.owned(&id, &name) {
+                    owned.avoid.extend(unreachable.into_iter().map(|peer| (peer, now_us + AVOID_MS * 1000)));
+                }
+                CallError::NotEnoughHolders { what, have: have.into(), need: need.into() }
+            }
+            PutError::Timeout { acks, need } => CallError::NotEnoughHolders { what, have: acks.into(), need: need.into() },
+            PutError::Unconfirmed { have, need, .. } => CallError::NotEnoughHolders { what, have: have.into(), need: need.into() },
+            PutError::Conflict { version, .. } => {
+                // Another process wrote this version with the same keys and device, or this disk was rolled back. Go past it.
+                self.alarm("conflict", format!("{what}: another manifest of version {version} is stored: were the keys or the disk copied?"));
+                if let Some(owned) = self.owned(&id, &name) {
+                    owned.last_seq += 1 << 10;
+                    owned.intent = None;
+                }
+                CallError::BadRequest(format!("{what}: another manifest of this version is stored; a later version is tried"))
+            }
+            PutError::Refused { by, reason } => {
+                if let Some(owned) = self.owned(&id, &name) {
+                    owned.avoid.insert(by, now_us + AVOID_MS * 1000);
+                    if reason == persona_mesh_proto::Refusal::Stale {
+                        owned.last_seq += 1 << 10;
+                        owned.intent = None;
+                    }
+                }
+                CallError::BadRequest(format!("{what} was refused by {}: {reason}", by.to_peer_id_string()))
+            }
+        };
+        self.put_over(op, Err(call_error));
+    }
+
+    /// A put committed or failed: remember what it reached, tell who waits, and say when the next one is due.
+    fn put_over(&mut self, op: OpId, result: Result<PutReceipt, CallError>) {
+        let now = self.now;
+        let jitter = f64::from(self.rng.next_u32()) / f64::from(u32::MAX);
+        let Some(Op::Put(put)) = self.ops.get(&op) else { return };
+        let (id, name, started_us, renewal) = (put.owner, put.name.clone(), put.started_us, put.renewal);
+        let me = self.me;
+        let Some(owner) = self.owners.get_mut(&id) else { return };
+        let state = owner.state;
+        let Some(owned) = owner.sections.get_mut(&name) else { return };
+        owned.op = None;
+        match result {
+            Ok(receipt) => {
+                owned.failures = 0;
+                owned.intent = None;
+                owned.placed = receipt.placed;
+                if receipt.stale_until_ms.is_none() {
+                    owned.live.clear();
+                }
+                owned.remember_set(&receipt.head.manifest);
+                owned.head = Some(receipt.head.clone());
+                let old_background = owned.background.replace(op);
+                let refresh_ms = (owned.ttl_ms as f64 / 3.0 * (0.9 + 0.2 * jitter)) as u64;
+                let renew_us = now.mono_us + refresh_ms * 1000;
+                owned.due_us = Some(if owned.changed.is_some() { now.mono_us } else { renew_us });
+                let writes =
+                    vec![Write::set(Table::Own, owned.key.0, wire::encode(&owned.record(&id))), Write::remove(Table::Intent, owned.key.0)];
+                let report = put_report(&name, owned, &receipt, renewal, started_us, now.mono_us, now.wall_ms);
+                let waiting = std::mem::take(&mut owned.waiting);
+                if let Some(agent) = owner.agent.as_mut() {
+                    agent.index.committed(&name, receipt.head.manifest.version);
+                }
+                if let Some(old) = old_background {
+                    self.ops.remove(&old);
+                }
+                self.count(if renewal { "puts_renewed" } else { "puts_committed" });
+                self.persist(writes, AfterPersist::Nothing);
+                let alone = receipt.head.manifest.holders == [me];
+                for waiter in waiting {
+                    self.tell_put(&id, &name, waiter, Ok((report.clone(), started_us, alone)));
+                }
+            }
+            Err(error) => {
+                owned.failures += 1;
+                let pause_ms = (RETRY_MS << owned.failures.min(6)).min(RETRY_MAX_MS);
+                let again_at_once = owned.failures < ATTEMPTS_BEFORE_ERROR && matches!(error, CallError::NotEnoughHolders { .. });
+                let fenced = matches!(state, OwnerState::Fenced(_));
+                let hopeless = matches!(error, CallError::LevelNotReached { .. } | CallError::TooLarge(_));
+                owned.due_us = match () {
+                    () if fenced || hopeless => None,
+                    () if again_at_once => Some(now.mono_us),
+                    () => Some(now.mono_us + pause_ms * 1000),
+                };
+                if again_at_once && !fenced {
+                    let waiting = std::mem::take(&mut owned.waiting);
+                    owned.waiting_next.splice(0..0, waiting);
+                    self.ops.remove(&op);
+                    return;
+                }
+                let waiting = std::mem::take(&mut owned.waiting);
+                self.ops.remove(&op);
+                self.count("puts_failed");
+                for waiter in waiting {
+                    self.tell_put(&id, &name, waiter, Err(error.clone()));
+                }
+            }
+        }
+    }
+
+    fn tell_put(&mut self, id: &OwnerKey, name: &str, waiter: PutWaiter, result: Result<(PutReport, u64, bool), CallError>) {
+        match waiter {
+            PutWaiter::Call { call, started_us } => {
+                let ms = (self.now.mono_us - started_us) as f64 / 1000.0;
+                self.reply(call, result.map(|(report, ..)| Answer::Put(Box::new(PutReport { ms, ..report }))));
+            }
+            PutWaiter::Publish { call } => self.published_one(call, result.map(|(report, ..)| report)),
+            PutWaiter::Import { import } => self.import_put(import, name, result.map(|(report, ..)| report)),
+            PutWaiter::Unlist { names } => match result {
+                Ok(_) => {
+                    for name in names {
+                        if let Some(owned) = self.owned(id, &name) {
+                            owned.unlisted = false;
+                        }
+                    }
+                }
+                // The index is tried again; who waits for it goes on waiting.
+                Err(_) => {
+                    if let Some(owned) = self.owned(id, "index") {
+                        owned.waiting_next.push(PutWaiter::Unlist { names });
+                    }
+                }
+            },
+            PutWaiter::Canary => self.canary_put(result),
+        }
+    }
+
+    /// Another host has taken the owner over: stop writing for it.
+    pub(crate) fn fence_owner(&mut self, id: &OwnerKey, by: &CertifiedHead) {
+        let term = by.manifest.version.term;
+        let did = id.to_did();
+        let Some(owner) = self.owners.get_mut(id) else { return };
+        if matches!(owner.state, OwnerState::Fenced(_)) || *id == self.node_owner {
+            return;
+        }
+        owner.state = OwnerState::Fenced(term);
+        let mut writes = Vec::new();
+        for owned in owner.sections.values_mut() {
+            owned.due_us = None;
+            owned.intent = None;
+            writes.push(Write::remove(Table::Intent, owned.key.0));
+        }
+        self.persist(writes, AfterPersist::Nothing);
+        self.alarm("fenced", format!("{did} was taken over by another node in term {term}: this node only reads for it now"));
+    }
+
+    /// `agent/section`, as a user would name it.
+    pub(crate) fn label(&self, id: &OwnerKey, name: &str) -> String {
+        let agent = self.owners.get(id).and_then(|owner| owner.agent.as_ref()).map_or_else(|| id.to_did(), |agent| agent.name.clone());
+        format!("{agent}/{name}")
+    }
+
+    /// A user's document.
+    #[allow(clippy::too_many_arguments, reason = "the fields of one call")]
+    pub(crate) fn put_document(
+        &mut self,
+        call: u64,
+        id: OwnerKey,
+        name: String,
+        class: Class,
+        ttl_ms: Option<u64>,
+        level: Option<u8>,
+        require_level: Option<u8>,
+        content: Vec<u8>,
+    ) {
+        let started_us = self.now.mono_us;
+        let spec = self.config.classes.of(class);
+        let ttl_ms = ttl_ms.unwrap_or(spec.ttl.as_millis() as u64);
+        let level = level.unwrap_or(spec.level);
+        let checked = match self.owners.get(&id) {
+            None => Err(CallError::UnknownAgent(id.to_did())),
+            Some(owner) => match owner.state {
+                OwnerState::Fenced(term) => Err(CallError::Fenced { term }),
+                OwnerState::Live => Ok(()),
+                OwnerState::Unpublished | OwnerState::Importing => Err(CallError::Busy("the agent is not live yet".into())),
+            },
+        };
+        let checked = checked.and_then(|()| {
+            let bad = |text: &str| Err(CallError::BadRequest(text.to_owned()));
+            if !name.starts_with("doc/") || name.len() > CONTENT_NAME_MAX {
+                return bad("a document's name starts with doc/ and has at most 128 bytes; the other sections are the node's own");
+            }
+            if content.is_empty() {
+                return bad("the document is empty");
+            }
+            if content.len() > persona_fragments::SECTION_BYTES_MAX - 64 {
+                return Err(CallError::TooLarge(format!(
+                    "the document has {} bytes, more than {}",
+                    content.len(),
+                    persona_fragments::SECTION_BYTES_MAX - 64
+                )));
+            }
+            if !(1..=LEVEL_MAX).contains(&level) {
+                return bad("a level is between 1 and 10");
+            }
+            if !(1_000..=TTL_MS_MAX).contains(&ttl_ms) {
+                return bad("a lifetime is between 1 s and 7 days");
+            }
+            Ok(())
+        });
+        if let Err(error) = checked {
+            return self.reply(call, Err(error));
+        }
+        let content = Content::Fields(Fields::new().with("document", content));
+        self.change_with(&id, &name, class, ttl_ms, level, content, Some(PutWaiter::Call { call, started_us }));
+        if let Some(owned) = self.owned(&id, &name) {
+            owned.require_level = require_level;
+        }
+    }
+
+    /// A section of the node's own, for the benchmark: sealed and put like any other.
+    pub(crate) fn bench_put(&mut self, call: u64, slot: u32, bytes: u32, level: u8) {
+        let started_us = self.now.mono_us;
+        let bytes = (bytes as usize).clamp(1, persona_fragments::SECTION_BYTES_MAX - 64);
+        let mut content = vec![0; bytes];
+        self.rng.fill_bytes(&mut content);
+        let content = Content::Fields(Fields::new().with("document", content));
+        let node_owner = self.node_owner;
+        let waiter = PutWaiter::Call { call, started_us };
+        self.change_with(&node_owner, &format!("bench/{slot}"), Class::Core, 60_000, level.clamp(1, LEVEL_MAX), content, Some(waiter));
+    }
+
+    pub(crate) fn section_reports(&self, id: &OwnerKey) -> Vec<SectionReport> {
+        let Some(owner) = self.owners.get(id) else { return Vec::new() };
+        owner.sections.iter().map(|(name, owned)| section_report(name, owned, self.now.wall_ms)).collect()
+    }
+
+    /// Every section of this node's owners by its key, for labels.
+    pub(crate) fn own_section(&self, key: &SectionKey) -> Option<(OwnerKey, String)> {
+        self.owners.values().find_map(|owner| {
+            owner.sections.iter().find(|(_, owned)| owned.key == *key).map(|(name, _)| (owner.id, name.clone()))
+        })
+    }
+
+    /// Peers that hold or held one of this owner's sections: good candidates to ask.
+    pub(crate) fn known_holders(&self, key: &SectionKey) -> BTreeSet<PeerKey> {
+        self.own_section(key)
+            .and_then(|(id, name)| self.owners.get(&id)?.sections.get(&name)?.head.as_ref().map(|head| head.manifest.holders.clone()))
+            .unwrap_or_default()
+            .into_iter()
+            .collect()
+    }
+}
+
+pub(crate) fn expires_in_s(expires_at_ms: u64, now_ms: u64) -> f64 {
+    (expires_at_ms as f64 - now_ms as f64) / 1000.0
+}
+
+fn put_report(
+    name: &str,
+    owned: &Owned,
+    receipt: &PutReceipt,
+    renewal: bool,
+    started_us: u64,
+    now_us: u64,
+    now_ms: u64,
+) -> PutReport {
+    let manifest = &receipt.head.manifest;
+    PutReport {
+        section: name.to_owned(),
+        kad_key: owned.key.to_kad_key(),
+        version: manifest.version.to_string(),
+        n: manifest.shape.n(),
+        k: manifest.shape.k(),
+        f: manifest.shape.f(),
+        acks: receipt.acks,
+        placed: receipt.placed,
+        level: receipt.level,
+        byzantine_tolerant: receipt.byzantine_tolerant,
+        holders: manifest.holders.iter().map(PeerKey::to_peer_id_string).collect(),
+        expires_in_s: expires_in_s(manifest.expires_at_ms(), now_ms),
+        stale_until_ms: receipt.stale_until_ms,
+        renewal,
+        ms: (now_us - started_us) as f64 / 1000.0,
+    }
+}
+
+fn section_report(name: &str, owned: &Owned, now_ms: u64) -> SectionReport {
+    let manifest = owned.head.as_ref().map(|head| &head.manifest);
+    let expires = manifest.map(|manifest| expires_in_s(manifest.expires_at_ms(), now_ms));
+    SectionReport {
+        name: name.to_owned(),
+        class: owned.class.name(),
+        ttl_s: owned.ttl_ms as f64 / 1000.0,
+        kad_key: owned.key.to_kad_key(),
+        version: manifest.map(|manifest| manifest.version.to_string()),
+        n: manifest.map_or(0, |manifest| manifest.shape.n()),
+        k: manifest.map_or(0, |manifest| manifest.shape.k()),
+        f: manifest.map_or(0, |manifest| manifest.shape.f()),
+        level: manifest.map_or(0, |manifest| manifest.shape.level_at(owned.placed)),
+        placed: owned.placed,
+        holders: manifest.map(|manifest| manifest.holders.iter().map(PeerKey::to_peer_id_string).collect()).unwrap_or_default(),
+        expires_in_s: expires,
+        manifest_hash: manifest.map(|manifest| manifest.hash().to_hex()),
+        state: match expires {
+            None => "pending",
+            Some(left) if left <= 0.0 => "expired",
+            Some(_) if owned.changed.is_some() || owned.op.is_some() && owned.intent.is_some() => "pending",
+            Some(_) => "committed",
+        },
+    }
+}

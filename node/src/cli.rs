@@ -1,0 +1,709 @@
+//! The command line. Every verb but `up`, `demo` and `certificate verify` is a client of the control API (docs/spec/api.md).
+
+use std::{
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::Context as _;
+use clap::{Args, Parser, Subcommand};
+use data_encoding::BASE64;
+use persona_fragments::{CertifiedHead, Ed25519Verifier};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::{
+    client::{Client, Failure, segment},
+    daemon::{self, Options},
+    keystore::{PassphrasePurpose, PassphraseSource, files, passphrase},
+    output,
+};
+
+/// A peer-to-peer mesh that keeps agents' personalities alive while machines come and go.
+#[derive(Parser)]
+#[command(name = "persona", version, propagate_version = true, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Args, Clone)]
+struct Common {
+    /// The node's state directory [default: ~/.persona]
+    #[arg(long, global = true, env = "PERSONA_DIR", value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Print one JSON value instead of text
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+impl Common {
+    fn dir(&self) -> anyhow::Result<PathBuf> {
+        if let Some(dir) = &self.dir {
+            return Ok(dir.clone());
+        }
+        let home = std::env::var_os("HOME").context("neither --dir nor PERSONA_DIR nor HOME is set: say where the node's state is")?;
+        Ok(PathBuf::from(home).join(".persona"))
+    }
+
+    fn client(&self) -> anyhow::Result<Client> {
+        Client::of(&self.dir()?)
+    }
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Run a node in the foreground
+    #[command(after_help = "Example:\n  persona up --dir /var/lib/persona --join persona:abc... --passphrase-file /run/secrets/persona")]
+    Up(Up),
+    /// Print a ticket by which others join this node's mesh
+    #[command(after_help = "Example:\n  persona up --dir ~/second --join \"$(persona invite)\"")]
+    Invite,
+    /// Show what the node is, holds and sees
+    #[command(after_help = "Example:\n  persona status --json | grep ready")]
+    Status,
+    /// List connected peers
+    #[command(after_help = "Example:\n  persona peers")]
+    Peers,
+    /// Stop the node cleanly
+    #[command(after_help = "Example:\n  persona stop --dir ~/second")]
+    Stop,
+    /// Create, list, show, export and import agents
+    #[command(subcommand)]
+    Agent(AgentVerb),
+    /// Read an agent's personality through the mesh
+    #[command(subcommand)]
+    Personality(PersonalityVerb),
+    /// Store and read documents of an agent
+    #[command(subcommand)]
+    Section(SectionVerb),
+    /// Export and verify proofs that a section is stored
+    #[command(subcommand)]
+    Certificate(CertificateVerb),
+    /// Show who holds a section and who answers, without any secret
+    #[command(after_help = "Examples:\n  persona analyze ada/core\n  persona analyze /persona/mfzwi3dp...")]
+    Analyze {
+        /// AGENT/SECTION on the agent's own node, or a KAD_KEY anywhere
+        target: String,
+    },
+    /// Send a text from one agent to another
+    #[command(after_help = "Example:\n  persona send ada did:key:z6Mk... 'are you there?'")]
+    Send {
+        /// An agent of this node
+        from: String,
+        /// The recipient: an agent id, or the name of an agent of this node
+        to: String,
+        /// The text
+        text: String,
+    },
+    /// Show messages that were delivered to an agent
+    #[command(after_help = "Example:\n  persona inbox ada --follow")]
+    Inbox {
+        /// An agent of this node
+        agent: String,
+        /// Go on, and print messages as they come
+        #[arg(long)]
+        follow: bool,
+        /// Only messages after this sequence number
+        #[arg(long, default_value_t = 0, value_name = "SEQ")]
+        after: u64,
+    },
+    /// Measure this node
+    #[command(subcommand)]
+    Bench(BenchVerb),
+    /// Show on this machine that a personality outlives the machines that carry it
+    #[command(after_help = "Example:\n  persona demo --nodes 14 --kill 4 --attributes my-agent.json")]
+    Demo(Demo),
+}
+
+#[derive(Args)]
+struct Up {
+    /// The mesh to be in: 1 to 32 of a-z, 0-9 and '-'
+    #[arg(long, default_value = "persona", value_name = "NAME")]
+    mesh: String,
+    /// Where to listen, as a multiaddr; may be repeated
+    #[arg(long, value_name = "MULTIADDR", default_values = ["/ip4/0.0.0.0/tcp/0", "/ip4/0.0.0.0/udp/0/quic-v1"])]
+    listen: Vec<String>,
+    /// A ticket from `persona invite`; may be repeated
+    #[arg(long, value_name = "TICKET")]
+    join: Vec<String>,
+    /// The multiaddr of a node of the mesh; may be repeated
+    #[arg(long, value_name = "MULTIADDR")]
+    bootstrap: Vec<String>,
+    /// Where to serve the control API, on loopback
+    #[arg(long, default_value = "127.0.0.1:0", value_name = "ADDRESS:PORT")]
+    api: String,
+    /// A file with the passphrase of the node's keystore [default: $PERSONA_PASSPHRASE, else the terminal]
+    #[arg(long, value_name = "FILE")]
+    passphrase_file: Option<PathBuf>,
+    /// Where agents are born on this node, unless they say otherwise
+    #[arg(long, default_value = "", value_name = "TEXT")]
+    birth_place: String,
+}
+
+#[derive(Subcommand)]
+enum AgentVerb {
+    /// Bring an agent into being
+    #[command(after_help = "Example:\n  persona agent create ada --role librarian --attributes ada.json")]
+    Create {
+        /// Its name on this node
+        name: String,
+        /// What it does
+        #[arg(long)]
+        role: Option<String>,
+        /// Its attributes: a JSON file, kept byte for byte
+        #[arg(long, value_name = "FILE.json")]
+        attributes: Option<PathBuf>,
+        /// Where it is born
+        #[arg(long, value_name = "TEXT")]
+        place: Option<String>,
+        /// Where to write its recovery file [default: DIR/recovery/NAME.persona-recovery]
+        #[arg(long, value_name = "FILE")]
+        recovery: Option<PathBuf>,
+    },
+    /// List the agents of this node
+    #[command(after_help = "Example:\n  persona agent list")]
+    List,
+    /// Show an agent and its sections
+    #[command(after_help = "Example:\n  persona agent show ada")]
+    Show {
+        /// An agent of this node
+        agent: String,
+    },
+    /// Write an agent's recovery file again
+    #[command(after_help = "Example:\n  persona agent export ada /media/stick/ada.persona-recovery")]
+    Export {
+        /// An agent of this node
+        agent: String,
+        /// Where to write it
+        file: PathBuf,
+        /// A file with a passphrase for it [default: the node's]
+        #[arg(long, value_name = "FILE")]
+        passphrase_file: Option<PathBuf>,
+    },
+    /// Bring an agent to this node from its recovery file and the mesh
+    #[command(after_help = "Example:\n  persona agent import /media/stick/ada.persona-recovery")]
+    Import {
+        /// The recovery file
+        file: PathBuf,
+        /// Its name on this node [default: the one it had]
+        #[arg(long)]
+        name: Option<String>,
+        /// A file with the recovery file's passphrase [default: $PERSONA_PASSPHRASE, else the terminal]
+        #[arg(long, value_name = "FILE")]
+        passphrase_file: Option<PathBuf>,
+    },
+}
+
+#[derive(Subcommand)]
+enum PersonalityVerb {
+    /// Read it by quorum and print the canonical document
+    #[command(after_help = "Example:\n  persona personality get ada --mode atomic")]
+    Get {
+        /// An agent of this node
+        agent: String,
+        /// any (labelled maybe-stale), regular, or atomic
+        #[arg(long, default_value = "regular", value_parser = ["any", "regular", "atomic"])]
+        mode: String,
+        /// Print the user's own attributes alone, byte for byte
+        #[arg(long)]
+        attributes: bool,
+        /// Write to a file instead of stdout
+        #[arg(long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+}
+
+#[derive(Subcommand)]
+enum SectionVerb {
+    /// Store a document
+    #[command(after_help = "Example:\n  persona section put ada doc/prompt prompt.md --require-level 3")]
+    Put {
+        /// An agent of this node
+        agent: String,
+        /// The section's name: doc/...
+        name: String,
+        /// The document; - for stdin
+        file: PathBuf,
+        /// core, relationship, active or document
+        #[arg(long, default_value = "document")]
+        class: String,
+        /// How long a version lives unless this node renews it, in seconds [default: the class's]
+        #[arg(long, value_name = "SECONDS")]
+        ttl: Option<f64>,
+        /// The level to ask for, 1 to 10 [default: the class's]
+        #[arg(long)]
+        level: Option<u8>,
+        /// Refuse to store at a lower level
+        #[arg(long, value_name = "L")]
+        require_level: Option<u8>,
+    },
+    /// Read a section through the mesh
+    #[command(after_help = "Example:\n  persona section get ada doc/prompt --output prompt.md")]
+    Get {
+        /// An agent of this node
+        agent: String,
+        /// The section's name
+        name: String,
+        /// any (labelled maybe-stale), regular, or atomic
+        #[arg(long, default_value = "regular", value_parser = ["any", "regular", "atomic"])]
+        mode: String,
+        /// Write to a file instead of stdout
+        #[arg(long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+}
+
+#[derive(Subcommand)]
+enum CertificateVerb {
+    /// Write a section's certificate: a proof that its holders have it on disk
+    #[command(after_help = "Example:\n  persona certificate export ada/core --output ada-core.cert")]
+    Export {
+        /// AGENT/SECTION, or a KAD_KEY
+        target: String,
+        /// Write to a file instead of printing base64
+        #[arg(long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// Check a certificate offline
+    #[command(after_help = "Example:\n  persona certificate verify ada-core.cert")]
+    Verify {
+        /// The file
+        file: PathBuf,
+    },
+}
+
+#[derive(Subcommand)]
+enum BenchVerb {
+    /// Put and get sections of the node's own through the mesh
+    #[command(after_help = "Example:\n  persona bench storage --bytes 16384 --clients 1,16 --operations 200")]
+    Storage {
+        /// Bytes in each section
+        #[arg(long, default_value_t = 16 * 1024)]
+        bytes: u32,
+        /// The level to ask for: 5 is core's
+        #[arg(long, default_value_t = 5)]
+        level: u8,
+        /// Clients at once; several numbers give several runs
+        #[arg(long, value_delimiter = ',', default_values_t = [1, 16])]
+        clients: Vec<u32>,
+        /// Puts, and as many gets, in each run
+        #[arg(long, default_value_t = 300)]
+        operations: u32,
+        /// Start a mesh of this many nodes for it, instead of using the node in --dir
+        #[arg(long, value_name = "N")]
+        nodes: Option<usize>,
+    },
+}
+
+#[derive(Args)]
+struct Demo {
+    /// How many nodes, each a process of its own
+    #[arg(long, default_value_t = 14)]
+    nodes: usize,
+    /// How many to kill at once: the agent's host, and this many less one of its core holders
+    #[arg(long, default_value_t = 4)]
+    kill: usize,
+    /// Your own agent's attributes [default: the example that is shipped]
+    #[arg(long, value_name = "FILE")]
+    attributes: Option<PathBuf>,
+    /// Leave the state directories for inspection
+    #[arg(long)]
+    keep: bool,
+}
+
+/// Runs the command line.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    logs();
+    let workers = std::thread::available_parallelism().map_or(2, |cores| cores.get().clamp(2, 4));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build();
+    let result = runtime.context("cannot start the runtime").and_then(|runtime| {
+        let result = runtime.block_on(run(cli.verb, &cli.common));
+        runtime.shutdown_background();
+        result
+    });
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            tell(&error, cli.common.json);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn logs() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("PERSONA_LOG").unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,libp2p=warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+}
+
+/// An error for people on stderr, and with --json for programs on stdout too.
+fn tell(error: &anyhow::Error, as_json: bool) {
+    let failure = error.downcast_ref::<Failure>();
+    if as_json {
+        let value = match failure {
+            Some(failure) => json!({"error": {"title": failure.title, "detail": failure.detail, "hint": failure.hint, "data": failure.data}}),
+            None => json!({"error": {"title": "failed", "detail": format!("{error:#}"), "hint": "", "data": {}}}),
+        };
+        output::line(&value.to_string());
+    }
+    let mut talk = std::io::stderr().lock();
+    let _ = writeln!(talk, "error: {error:#}");
+    if let Some(failure) = failure.filter(|failure| !failure.hint.is_empty()) {
+        let _ = writeln!(talk, "hint: {}", failure.hint);
+    }
+}
+
+async fn run(verb: Verb, common: &Common) -> anyhow::Result<ExitCode> {
+    match verb {
+        Verb::Up(up) => {
+            let options = Options {
+                dir: common.dir()?,
+                mesh: up.mesh,
+                listen: up.listen,
+                join: up.join,
+                bootstrap: up.bootstrap,
+                api: up.api,
+                passphrase_file: up.passphrase_file,
+                birth_place: up.birth_place,
+                json: common.json,
+            };
+            daemon::up(options).await?;
+        }
+        Verb::Invite => {
+            let reply = common.client()?.post("/v1/invite", &json!({})).await?;
+            show(common, &reply, |reply| text(&reply["ticket"]).to_owned());
+        }
+        Verb::Status => {
+            let reply = common.client()?.get("/v1/status").await?;
+            show(common, &reply, status_text);
+        }
+        Verb::Peers => {
+            let reply = common.client()?.get("/v1/peers").await?;
+            show(common, &reply, |reply| {
+                rows(&reply["peers"], |peer| {
+                    let rtt = peer["rtt_ms"].as_f64().map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1} ms"));
+                    format!("{}  {:<9} {rtt:>9}  {}", text(&peer["peer_id"]), if peer["outgoing"] == true { "outgoing" } else { "incoming" }, text(&peer["address"]))
+                })
+            });
+        }
+        Verb::Stop => {
+            common.client()?.post("/v1/stop", &json!({})).await?;
+            if common.json {
+                output::line("{}");
+            }
+        }
+        Verb::Agent(verb) => agent(verb, common).await?,
+        Verb::Personality(PersonalityVerb::Get { agent, mode, attributes, output }) => {
+            let reply = common.client()?.get(&format!("/v1/agents/{}/personality?mode={mode}", segment(&agent))).await?;
+            let chosen = if attributes { text(&reply["attributes"]).to_owned() } else { format!("{}\n", text(&reply["document"])) };
+            if attributes && reply["attributes"].is_null() {
+                return Err(Failure::new("no-attributes", format!("{agent} was born without attributes"), "without --attributes its document is printed").into());
+            }
+            deliver(common, &reply, chosen.as_bytes(), output.as_deref())?;
+            note(&format!("read from {} holders, {} shards from the network, {} in {:.1} ms", reply["holders_answered"], reply["shards_from_network"], text(&reply["fresh"]), number(&reply["ms"])));
+        }
+        Verb::Section(verb) => section(verb, common).await?,
+        Verb::Certificate(verb) => certificate(verb, common).await?,
+        Verb::Analyze { target } => {
+            let reply = common.client()?.get(&format!("/v1/analyze?{}", target_query(&target)?)).await?;
+            show(common, &reply, analysis_text);
+        }
+        Verb::Send { from, to, text: message } => {
+            let client = common.client()?;
+            let reply = client.post(&format!("/v1/agents/{}/send", segment(&from)), &json!({"to": to, "text": message})).await?;
+            show(common, &reply, |reply| format!("sent to {} as message {} of term {}", text(&reply["to"]), reply["counter"], reply["term"]));
+        }
+        Verb::Inbox { agent, follow, after } => inbox(common, &agent, follow, after).await?,
+        Verb::Bench(BenchVerb::Storage { bytes, level, clients, operations, nodes }) => {
+            return crate::cli::bench_storage(common, bytes, level, &clients, operations, nodes).await;
+        }
+        Verb::Demo(options) => return demo(options, common).await,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn agent(verb: AgentVerb, common: &Common) -> anyhow::Result<()> {
+    let client = common.client()?;
+    match verb {
+        AgentVerb::Create { name, role, attributes, place, recovery } => {
+            let attributes = match &attributes {
+                Some(file) => Some(std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?),
+                None => None,
+            };
+            let file = recovery.map_or_else(|| Ok::<_, anyhow::Error>(common.dir()?.join("recovery").join(format!("{name}.persona-recovery"))), Ok)?;
+            if file.exists() {
+                return Err(Failure::new("exists", format!("{} exists already", file.display()), "a recovery file is never replaced: choose another with --recovery").into());
+            }
+            let body = json!({"name": name, "role": role, "attributes": attributes, "place": place});
+            let mut reply = client.post("/v1/agents", &body).await?;
+            write_recovery(&file, &reply)?;
+            reply["recovery_file"] = json!(file.display().to_string());
+            if let Some(reply) = reply.as_object_mut() {
+                reply.remove("recovery");
+            }
+            show(common, &reply, |reply| {
+                let sections = rows(&reply["sections"], |put| {
+                    let tolerance = if put["byzantine_tolerant"] == true { String::new() } else { ", not Byzantine-tolerant".to_owned() };
+                    format!("  {:<6} {} of {} holders have a shard, any {} give it back: level {}{tolerance}", text(&put["section"]), put["placed"], put["n"], put["k"], put["level"])
+                });
+                format!("{} is born: {}\n{sections}", text(&reply["name"]), text(&reply["agent"]))
+            });
+            note(&format!(
+                "its recovery file is {}\n  Copy it to a place that does not die with this machine. With it, its passphrase (this node's) and the mesh, the agent comes back anywhere.",
+                file.display()
+            ));
+        }
+        AgentVerb::List => {
+            let reply = client.get("/v1/agents").await?;
+            show(common, &reply, |reply| {
+                rows(&reply["agents"], |agent| {
+                    format!("{:<16} {}  term {}  {}", text(&agent["name"]), text(&agent["agent"]), agent["term"], text(&agent["state"]))
+                })
+            });
+        }
+        AgentVerb::Show { agent } => {
+            let reply = client.get(&format!("/v1/agents/{}", segment(&agent))).await?;
+            show(common, &reply, |reply| {
+                let sections = rows(&reply["sections"], |section| {
+                    let left = section["expires_in_s"].as_f64().map_or_else(|| "-".to_owned(), |left| format!("{left:.0} s left"));
+                    format!("  {:<40} {:<12} level {}  {}/{} placed  {left}  {}", text(&section["name"]), text(&section["class"]), section["level"], section["placed"], section["n"], text(&section["kad_key"]))
+                });
+                format!("{}  {}\nterm {}  {}\n{sections}", text(&reply["name"]), text(&reply["agent"]), reply["term"], text(&reply["state"]))
+            });
+        }
+        AgentVerb::Export { agent, file, passphrase_file } => {
+            if file.exists() {
+                return Err(Failure::new("exists", format!("{} exists already", file.display()), "a recovery file is never replaced: choose another name").into());
+            }
+            let own = match passphrase_file {
+                Some(file) => Some(passphrase(&PassphraseSource::File(file), PassphrasePurpose::Seal)?),
+                None => None,
+            };
+            let body = json!({"passphrase": own.as_ref().map(|own| own.expose())});
+            let mut reply = client.post(&format!("/v1/agents/{}/export", segment(&agent)), &body).await?;
+            write_recovery(&file, &reply)?;
+            if let Some(reply) = reply.as_object_mut() {
+                reply.remove("recovery");
+                reply.insert("recovery_file".into(), json!(file.display().to_string()));
+            }
+            show(common, &reply, |reply| format!("the recovery file of {} is {}", text(&reply["name"]), text(&reply["recovery_file"])));
+        }
+        AgentVerb::Import { file, name, passphrase_file } => {
+            let recovery = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+            let source = passphrase_file.map_or(PassphraseSource::Any, PassphraseSource::File);
+            let secret = passphrase(&source, PassphrasePurpose::Open)?;
+            let body = json!({"recovery": BASE64.encode(&recovery), "passphrase": secret.expose(), "name": name});
+            let reply = client.post("/v1/agents/import", &body).await?;
+            show(common, &reply, |reply| {
+                let sections = rows(&reply["sections"], |section| {
+                    let from = section["get"]["shards_from_network"].as_u64().map_or_else(String::new, |shards| format!(", {shards} shards from the network"));
+                    format!("  {:<40} {}{from}", text(&section["section"]), text(&section["state"]))
+                });
+                let verdict = if reply["complete"] == true { "complete" } else { "incomplete: what is missing is named above" };
+                format!("{} lives here now, in term {} (read in mode {})\n{sections}\n{verdict}", text(&reply["name"]), reply["term"], text(&reply["mode"]))
+            });
+            if let Some(until) = reply["bounded_stale_until_ms"].as_u64() {
+                note(&format!("too few holders answered to know that this is the newest state: a newer one may exist until {until} (ms since 1970)"));
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn section(verb: SectionVerb, common: &Common) -> anyhow::Result<()> {
+    let client = common.client()?;
+    match verb {
+        SectionVerb::Put { agent, name, file, class, ttl, level, require_level } => {
+            let content = if file.as_os_str() == "-" {
+                let mut content = Vec::new();
+                std::io::Read::read_to_end(&mut std::io::stdin().lock(), &mut content).context("cannot read stdin")?;
+                content
+            } else {
+                std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?
+            };
+            let mut path = format!("/v1/agents/{}/sections/{}?class={}", segment(&agent), segment(&name), segment(&class));
+            let given = [("ttl_s", ttl.map(|ttl| ttl.to_string())), ("level", level.map(|level| level.to_string())), ("require_level", require_level.map(|level| level.to_string()))];
+            for (name, value) in given.into_iter().filter_map(|(name, value)| Some((name, value?))) {
+                path.push_str(&format!("&{name}={value}"));
+            }
+            let reply = client.send(client.request(Method::PUT, &path).body(content)).await?;
+            show(common, &reply, |reply| {
+                let tolerance = if reply["byzantine_tolerant"] == true { "" } else { " (not Byzantine-tolerant)" };
+                format!(
+                    "stored as version {}: {} of {} holders signed for it, any {} of {} shards give it back: level {}{tolerance}, for {:.0} s unless renewed",
+                    text(&reply["version"]), reply["acks"], reply["n"], reply["k"], reply["n"], reply["level"], number(&reply["expires_in_s"])
+                )
+            });
+        }
+        SectionVerb::Get { agent, name, mode, output } => {
+            let reply = client.get(&format!("/v1/agents/{}/sections/{}?mode={mode}", segment(&agent), segment(&name))).await?;
+            let content = BASE64.decode(text(&reply["content"]).as_bytes()).context("the node's answer is malformed")?;
+            deliver(common, &reply, &content, output.as_deref())?;
+            note(&format!("read from {} holders, {} shards from the network, {} in {:.1} ms", reply["holders_answered"], reply["shards_from_network"], text(&reply["fresh"]), number(&reply["ms"])));
+        }
+    }
+    Ok(())
+}
+
+async fn certificate(verb: CertificateVerb, common: &Common) -> anyhow::Result<()> {
+    match verb {
+        CertificateVerb::Export { target, output } => {
+            let reply = common.client()?.get(&format!("/v1/certificate?{}", target_query(&target)?)).await?;
+            let bytes = BASE64.decode(text(&reply["certificate"]).as_bytes()).context("the node's answer is malformed")?;
+            match output {
+                Some(file) => deliver(common, &reply, &bytes, Some(&file))?,
+                None => show(common, &reply, |reply| text(&reply["certificate"]).to_owned()),
+            }
+        }
+        CertificateVerb::Verify { file } => {
+            let bytes = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+            // As exported to a file, or as printed.
+            let bytes = match std::str::from_utf8(&bytes).ok().and_then(|text| BASE64.decode(text.trim().as_bytes()).ok()) {
+                Some(decoded) => decoded,
+                None => bytes,
+            };
+            let head = CertifiedHead::from_bytes(&bytes, &Ed25519Verifier).map_err(|error| {
+                Failure::new("invalid-certificate", format!("{}: {error}", file.display()), "it proves nothing: export it again from a node that reads the section")
+            })?;
+            let manifest = &head.manifest;
+            let report = json!({
+                "valid": true, "kad_key": manifest.key.to_kad_key(), "agent": manifest.owner.to_did(), "version": manifest.version.to_string(),
+                "manifest_hash": manifest.hash().to_hex(), "n": manifest.shape.n(), "k": manifest.shape.k(), "f": manifest.shape.f(),
+                "acks": head.certificate.acks.iter().map(|ack| manifest.holders[usize::from(ack.index)].to_peer_id_string()).collect::<Vec<_>>(),
+                "issued_at_ms": manifest.issued_at_ms, "expires_at_ms": manifest.expires_at_ms(), "content_len": manifest.content_len,
+            });
+            show(common, &report, |report| {
+                format!(
+                    "valid: {} holders signed that version {} of {} is on their disks; any {} of its {} shards give it back\nagent {}\nsection {}\nmanifest {}\nexpires at {} (ms since 1970), unless renewed",
+                    head.certificate.acks.len(), text(&report["version"]), text(&report["kad_key"]), report["k"], report["n"], text(&report["agent"]), text(&report["kad_key"]), text(&report["manifest_hash"]), report["expires_at_ms"]
+                )
+            });
+        }
+    }
+    Ok(())
+}
+
+async fn inbox(common: &Common, agent: &str, follow: bool, after: u64) -> anyhow::Result<()> {
+    let client = common.client()?;
+    let mut after = after;
+    loop {
+        let wait = if follow { 30 } else { 0 };
+        let reply = client.get(&format!("/v1/agents/{}/inbox?after={after}&wait_s={wait}", segment(agent))).await?;
+        if common.json && !follow {
+            output::line(&reply.to_string());
+            return Ok(());
+        }
+        for message in reply["messages"].as_array().into_iter().flatten() {
+            if common.json {
+                output::line(&message.to_string());
+            } else {
+                let name = message["from_name"].as_str().unwrap_or("?");
+                output::line(&format!("{:>4}  {name} ({}): {}", message["seq"], text(&message["from"]), text(&message["text"])));
+            }
+        }
+        after = reply["next"].as_u64().unwrap_or(after);
+        if !follow {
+            return Ok(());
+        }
+    }
+}
+
+fn write_recovery(file: &Path, reply: &Value) -> anyhow::Result<()> {
+    let bytes = BASE64.decode(text(&reply["recovery"]).as_bytes()).context("the node's answer is malformed")?;
+    if let Some(parent) = file.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        files::create_private_directory(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+    }
+    files::replace(file, &bytes).with_context(|| {
+        format!("cannot write the recovery file {}: the agent lives, write it again with `persona agent export`", file.display())
+    })
+}
+
+/// AGENT/SECTION or a Kademlia key, as a query.
+fn target_query(target: &str) -> anyhow::Result<String> {
+    if target.starts_with("/persona/") {
+        return Ok(format!("key={}", segment(target)));
+    }
+    let Some((agent, section)) = target.split_once('/').filter(|(agent, section)| !agent.is_empty() && !section.is_empty()) else {
+        return Err(Failure::new("bad-target", format!("{target:?} names no section"), "give AGENT/SECTION, such as ada/core, or a key, such as /persona/mfzwi...").into());
+    };
+    Ok(format!("agent={}&section={}", segment(agent), segment(section)))
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap_or_default()
+}
+
+fn rows(list: &Value, row: impl Fn(&Value) -> String) -> String {
+    list.as_array().into_iter().flatten().map(row).collect::<Vec<_>>().join("\n")
+}
+
+/// Data on stdout: JSON, or what people read.
+fn show(common: &Common, reply: &Value, readable: impl Fn(&Value) -> String) {
+    let shown = if common.json { reply.to_string() } else { readable(reply) };
+    if !shown.is_empty() {
+        output::line(&shown);
+    }
+}
+
+/// Content to stdout or a file; with --json everything about it to stdout.
+fn deliver(common: &Common, reply: &Value, content: &[u8], file: Option<&Path>) -> anyhow::Result<()> {
+    if let Some(file) = file {
+        files::replace(file, content).with_context(|| format!("cannot write {}", file.display()))?;
+    } else if !common.json {
+        output::bytes(content);
+    }
+    if common.json {
+        output::line(&reply.to_string());
+    }
+    Ok(())
+}
+
+/// Talk on stderr.
+fn note(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+fn status_text(reply: &Value) -> String {
+    let readiness = match (reply["ready"] == true, reply["alone"] == true) {
+        (true, true) => "ready, alone",
+        (true, false) => "ready",
+        (false, _) => "not ready: the canary section cannot be read back through other nodes",
+    };
+    let mut lines = vec![
+        format!("{}  mesh {} ({})  {readiness}", text(&reply["peer_id"]), text(&reply["mesh"]), text(&reply["admission"])),
+        format!("{} peers, {} in the routing table; up for {:.0} s", reply["peers"], reply["network"]["kad_table"], number(&reply["uptime_s"])),
+        format!("holds {} shards of {} sections for others ({} bytes)", reply["store"]["shards"], reply["store"]["sections"], reply["store"]["bytes"]),
+    ];
+    lines.extend(reply["listen_addrs"].as_array().into_iter().flatten().map(|address| format!("listens on {}", text(address))));
+    for agent in reply["agents"].as_array().into_iter().flatten() {
+        let worst = agent["sections"].as_array().into_iter().flatten().filter_map(|section| section["level"].as_u64()).min().unwrap_or(0);
+        lines.push(format!("agent {}  {}  term {}  {}  lowest level {worst}", text(&agent["name"]), text(&agent["agent"]), agent["term"], text(&agent["state"])));
+    }
+    lines.extend(reply["advice"].as_array().into_iter().flatten().map(|advice| format!("advice: {}", text(advice))));
+    lines.extend(reply["alarms"].as_array().into_iter().flatten().map(|alarm| format!("alarm: {}", text(&alarm["text"]))));
+    lines.join("\n")
+}
+
+fn analysis_text(reply: &Value) -> String {
+    let holders = rows(&reply["holders"], |holder| {
+        let shard = if holder["has_shard"] == true { "has its shard" } else { "" };
+        format!("  {:>2}  {}  {:<11} {shard}", holder["index"], text(&holder["peer_id"]), text(&holder["answer"]))
+    });
+    let modes = match (reply["readable"]["any"] == true, reply["readable"]["regular"] == true) {
+        (_, true) => "readable in every mode",
+        (true, false) => "readable in mode any only: too few holders answer to know that it is the newest",
+        (false, false) => "not readable now",
+    };
+    format!(
+        "{}\n{}\nversion {}  manifest {}\nlevel {} now, {} asked; any {} of {} shards; {} acks in its certificate; {:.0} s left\n{holders}\n{} of {} holders answered: {modes}",
+        reply["section"].as_str().unwrap_or("(unnamed)"), text(&reply["kad_key"]), text(&reply["version"]), text(&reply["manifest_hash"]), reply["level_now"], reply["level_asked"], reply["k"], reply["n"], reply["certificate"]["acks"], number(&reply["expires_in_s"]), reply["answered"], reply["n"]
+    )
+}

@@ -1,0 +1,527 @@
+//! The daemon: one node, carried out.
+//!
+//! One task owns the [`Node`]. Everything that can happen to it is one variant of [`Happening`], and everything that it wants done is
+//! carried out in [`Shell::run`]: the life of the process can be read there.
+//!
+//! ```text
+//!   HTTP ──calls──> ┌──────┐ ──requests, lookups, gossip──> mesh (swarm task)
+//!   mesh ──events─> │ Node │ ──batches──────────────────> store (writer thread)
+//!  store ──events─> └──────┘ ──answers──────────────────> HTTP
+//! ```
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use parking_lot::{Mutex, RwLock};
+use persona_bootstrap::{AddressBook, JoinEvent, JoinOut, JoinSources, Joiner, Ticket, sources};
+use persona_core::{
+    AgentKeys, Answer, Call, CallError, Config, Gossip, Input, Judgement, Node, NodeKeys, Notice, Output, PublishError, RequestError,
+};
+use persona_fragments::{Ed25519Signer, Ed25519Verifier, OwnerKey};
+use persona_mesh::{HeadIndex, MeshCommand, MeshConfig, MeshEvent, MeshHandle, MeshLimits, Topic};
+use persona_mesh_proto::Table;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::{
+    clock,
+    keystore::{Cost, KEYSTORE_FILE, Keystore, Passphrase, PassphrasePurpose, PassphraseSource, passphrase},
+    random::OsRandom,
+    store::{STORE_FILE, Store, StoreEvent},
+};
+
+/// Calls waiting for the node. Beyond it the API answers 503.
+const CALLS_WAITING_MAX: usize = 1024;
+
+/// Store events waiting for the node; the store coalesces the rest.
+const STORE_EVENTS_MAX: usize = 1024;
+
+/// The address book is written at most this often.
+const BOOK_SAVE_MS: u64 = 5_000;
+
+/// How a node is started.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The state directory.
+    pub dir: PathBuf,
+    /// The mesh.
+    pub mesh: String,
+    /// Where to listen.
+    pub listen: Vec<String>,
+    /// Tickets to join by.
+    pub join: Vec<String>,
+    /// Addresses to join by.
+    pub bootstrap: Vec<String>,
+    /// Where to serve the control API.
+    pub api: String,
+    /// The passphrase file, if there is one.
+    pub passphrase_file: Option<PathBuf>,
+    /// Where agents are born, unless they say otherwise.
+    pub birth_place: String,
+    /// Life events as JSON on stdout.
+    pub json: bool,
+}
+
+/// A call on its way to the node.
+pub struct PendingCall {
+    call: Call,
+    answer: oneshot::Sender<Result<Answer, CallError>>,
+}
+
+/// What the API shares with the daemon.
+pub struct Shared {
+    /// Calls to the node.
+    calls: mpsc::Sender<PendingCall>,
+    /// The mesh, for what only it can see.
+    pub mesh: MeshHandle,
+    /// The store, for its counts.
+    pub store: Store,
+    /// Everything secret.
+    pub keystore: Mutex<Keystore>,
+    /// The passphrase that seals recovery files of agents born here.
+    pub passphrase: Passphrase,
+    /// Local names of agents.
+    pub names: RwLock<BTreeMap<String, OwnerKey>>,
+    /// Turns with every delivered message and verdict: whoever waits looks again.
+    pub news: watch::Sender<u64>,
+    /// What an operator should do about joining.
+    pub advice: RwLock<Vec<String>>,
+    /// Stops the daemon.
+    pub stop: watch::Sender<bool>,
+    /// The mesh's name.
+    pub mesh_name: String,
+    /// Where agents are born.
+    pub birth_place: String,
+    /// When the daemon started, in monotonic microseconds.
+    pub started_us: u64,
+    /// Nanoseconds spent in the node's own code, and in signatures within it, for the benchmark.
+    pub spent: Arc<crate::spent::Spent>,
+}
+
+impl Shared {
+    /// Asks the node.
+    pub async fn call(&self, call: Call) -> Result<Answer, CallError> {
+        let (answer, answered) = oneshot::channel();
+        let busy = || CallError::Busy("the node has too much to do".into());
+        self.calls.try_send(PendingCall { call, answer }).map_err(|_| busy())?;
+        answered.await.unwrap_or_else(|_| Err(CallError::Busy("the node is stopping".into())))
+    }
+}
+
+/// Everything that can happen to the daemon.
+enum Happening {
+    Mesh(MeshEvent),
+    Store(StoreEvent),
+    Call(PendingCall),
+    Due,
+    Stop,
+}
+
+/// Runs a node until it is told to stop.
+pub async fn up(options: Options) -> anyhow::Result<()> {
+    let started_us = clock::now().mono_us;
+    let source = options.passphrase_file.clone().map_or(PassphraseSource::Any, PassphraseSource::File);
+    let first = !options.dir.join(KEYSTORE_FILE).exists();
+    let purpose = if first { PassphrasePurpose::Seal } else { PassphrasePurpose::Open };
+    let secret = passphrase(&source, purpose)?;
+    let keystore = if first {
+        Keystore::create(&options.dir, &secret, Cost::STANDARD)?
+    } else {
+        Keystore::open(&options.dir, &secret)?
+    };
+    let tickets = options
+        .join
+        .iter()
+        .enumerate()
+        .map(|(at, text)| text.parse::<Ticket>().with_context(|| format!("--join ticket {}", at + 1)))
+        .collect::<anyhow::Result<Vec<Ticket>>>()?;
+    for address in &options.bootstrap {
+        address.parse::<persona_bootstrap::Address>().with_context(|| format!("--bootstrap {address}"))?;
+    }
+
+    let (store_events, mut from_store) = mpsc::channel(STORE_EVENTS_MAX);
+    let path = options.dir.join(STORE_FILE);
+    let store = tokio::task::spawn_blocking(move || Store::open(&path, store_events)).await??;
+
+    let spent = Arc::new(crate::spent::Spent::default());
+    let node_seed = keystore.node_seed();
+    let mut seed = [0; 32];
+    getrandom::fill(&mut seed).context("the operating system gives no randomness")?;
+    let keys = NodeKeys {
+        signer: Box::new(crate::spent::TimedSigner::new(Ed25519Signer::from_seed(&node_seed), Arc::clone(&spent))),
+        verifier: Arc::new(crate::spent::TimedVerifier::new(Ed25519Verifier, Arc::clone(&spent))),
+        secret: keystore.node_key(),
+    };
+    let mut node = Node::new(keys, Config::default(), seed, clock::now());
+    load(&mut node, &store)?;
+    let mut names = BTreeMap::new();
+    for entry in keystore.agents() {
+        let secrets = keystore.agent(&entry.name)?;
+        let keys = AgentKeys { name: entry.name.clone(), root: zeroize::Zeroizing::new(secrets.root), term: secrets.term };
+        match node.add_agent(keys) {
+            Ok(id) => {
+                names.insert(entry.name, id);
+            }
+            Err(reason) => tracing::error!(agent = entry.name, reason, "an agent cannot be taken up: import it from its recovery file"),
+        }
+    }
+
+    let heads = Arc::new(HeadIndex::new());
+    for (key, head) in node.heads_to_serve() {
+        heads.set(&key, Some(head));
+    }
+    let config = MeshConfig {
+        mesh: options.mesh.clone(),
+        node_seed: *node_seed,
+        listen: options.listen.clone(),
+        external: Vec::new(),
+        limits: MeshLimits::default(),
+    };
+    let (mesh, mut from_mesh) = persona_mesh::start(config, Arc::clone(&heads)).await?;
+
+    let book_path = options.dir.join("addresses");
+    let loaded = sources::file::load(&book_path)?;
+    if let Some(damaged) = loaded.damaged {
+        tracing::warn!("{damaged}");
+    }
+    let sources = JoinSources {
+        mesh: options.mesh.clone(),
+        tickets,
+        bootstrap: options.bootstrap.clone(),
+        book: loaded.book.candidates(persona_bootstrap::BOOK_CANDIDATES_MAX, clock::now().wall_ms),
+    };
+    let joiner = Joiner::new(sources, node.me());
+
+    let (calls, mut from_api) = mpsc::channel(CALLS_WAITING_MAX);
+    let (stop, mut stopped) = watch::channel(false);
+    let shared = Arc::new(Shared {
+        calls,
+        mesh: mesh.clone(),
+        store: store.clone(),
+        keystore: Mutex::new(keystore),
+        passphrase: secret,
+        names: RwLock::new(names),
+        news: watch::channel(0).0,
+        advice: RwLock::new(Vec::new()),
+        stop,
+        mesh_name: options.mesh.clone(),
+        birth_place: options.birth_place.clone(),
+        started_us,
+        spent,
+    });
+    tokio::spawn({
+        let shared = Arc::clone(&shared);
+        async move {
+            signals().await;
+            shared.stop.send_replace(true);
+        }
+    });
+    let api = crate::http::serve(&options, Arc::clone(&shared)).await?;
+    let mut shell = Shell {
+        node,
+        mesh,
+        store,
+        heads,
+        joiner,
+        book: loaded.book,
+        book_path,
+        book_dirty_since_ms: None,
+        waiting: HashMap::new(),
+        next_call: 0,
+        shared: Arc::clone(&shared),
+        json: options.json,
+        failed: None,
+    };
+    shell.say(&serde_json::json!({
+        "event": "up",
+        "peer_id": shell.node.me().to_peer_id_string(),
+        "api": api.address,
+        "listen_addrs": shell.mesh.view().listening,
+    }));
+    shell.join(JoinEvent::Started);
+    shell.run(Input::Tick);
+
+    while shell.failed.is_none() {
+        let due = tokio::time::sleep(shell.wait());
+        let happening = tokio::select! {
+            biased;
+            _ = stopped.wait_for(|stop| *stop) => Happening::Stop,
+            Some(event) = from_store.recv() => Happening::Store(event),
+            Some(event) = from_mesh.recv() => Happening::Mesh(event),
+            Some(call) = from_api.recv() => Happening::Call(call),
+            () = due => Happening::Due,
+        };
+        match happening {
+            Happening::Mesh(event) => shell.on_mesh(event),
+            Happening::Store(event) => shell.on_store(event),
+            Happening::Call(call) => shell.on_call(call),
+            Happening::Due => shell.on_due(),
+            Happening::Stop => break,
+        }
+    }
+    let failed = shell.failed.take();
+    shell.save_book();
+    api.close();
+    let Shell { mesh, store, .. } = shell;
+    mesh.stop().await;
+    tokio::task::spawn_blocking(move || store.close()).await?;
+    if options.json {
+        crate::output::line(&serde_json::json!({"event": "stopped"}).to_string());
+    }
+    match failed {
+        None => Ok(()),
+        Some(reason) => bail!("the store has failed ({reason}): nothing more can be promised; start again once the disk is well"),
+    }
+}
+
+/// Hands everything that the disk kept to the node.
+fn load(node: &mut Node, store: &Store) -> anyhow::Result<()> {
+    let mut refused = None;
+    for table in Table::ALL.into_iter().filter(|table| !matches!(table, Table::Shard | Table::Expiry)) {
+        store.for_each(table, |key, value| {
+            if let Err(reason) = node.load(table, key, value) {
+                refused.get_or_insert(reason);
+            }
+        })?;
+    }
+    match refused {
+        None => Ok(()),
+        Some(reason) => bail!("the store is damaged: {reason}"),
+    }
+}
+
+async fn signals() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+}
+
+struct Shell {
+    node: Node,
+    mesh: MeshHandle,
+    store: Store,
+    heads: Arc<HeadIndex>,
+    joiner: Joiner,
+    book: AddressBook,
+    book_path: PathBuf,
+    book_dirty_since_ms: Option<u64>,
+    waiting: HashMap<u64, oneshot::Sender<Result<Answer, CallError>>>,
+    next_call: u64,
+    shared: Arc<Shared>,
+    json: bool,
+    failed: Option<String>,
+}
+
+impl Shell {
+    /// Feeds one event to the node, and carries out what comes of it.
+    fn run(&mut self, input: Input) {
+        let mut inputs = VecDeque::from([input]);
+        while let Some(input) = inputs.pop_front() {
+            let outputs = {
+                let _spent = self.shared.spent.node();
+                self.node.handle(input, clock::now())
+            };
+            for output in outputs {
+                self.carry_out(output, &mut inputs);
+            }
+        }
+    }
+
+    fn carry_out(&mut self, output: Output, inputs: &mut VecDeque<Input>) {
+        match output {
+            Output::Request { id, to, frame, timeout_ms } => {
+                let command = MeshCommand::Request { id, to, frame, timeout: Duration::from_millis(timeout_ms) };
+                if self.mesh.command(command).is_err() {
+                    inputs.push_back(Input::Response { id, result: Err(RequestError::Unreachable) });
+                }
+            }
+            Output::Respond { inbound, frame } => {
+                // If the queue is full, the peer's request times out and comes again: it is idempotent.
+                let _ = self.mesh.command(MeshCommand::Respond { inbound, frame });
+            }
+            Output::Lookup { id, key } => {
+                if self.mesh.command(MeshCommand::Lookup { id, key }).is_err() {
+                    inputs.push_back(Input::Found { id, peers: Vec::new() });
+                }
+            }
+            Output::Persist { id, writes } => {
+                if let Err(error) = self.store.submit(id, writes) {
+                    // A batch that is not taken would break the order of those behind it: stop, as if the disk had failed.
+                    self.failed.get_or_insert(error.to_string());
+                }
+            }
+            Output::Load { id, table, key } => match self.store.get(table, &key) {
+                Ok(value) => inputs.push_back(Input::Loaded { id, value }),
+                Err(error) => {
+                    self.failed.get_or_insert(error.to_string());
+                }
+            },
+            Output::Head { key, record } => self.heads.set(&key, record),
+            Output::Publish { id, topic, data } => {
+                if self.mesh.command(MeshCommand::Publish { id, topic: mesh_topic(topic), data }).is_err() {
+                    inputs.push_back(Input::Published { id, result: Err(PublishError) });
+                }
+            }
+            Output::Judge { message, verdict } => {
+                let verdict = match verdict {
+                    Judgement::Accept => persona_mesh::Judgement::Accept,
+                    Judgement::Reject => persona_mesh::Judgement::Reject,
+                    Judgement::Ignore => persona_mesh::Judgement::Ignore,
+                };
+                // If the queue is full the message is not forwarded: others do that.
+                let _ = self.mesh.command(MeshCommand::Judge { message, verdict });
+            }
+            Output::Reply { id, result } => {
+                if let Some(answer) = self.waiting.remove(&id) {
+                    let _ = answer.send(result);
+                }
+            }
+            Output::Notice(notice) => {
+                self.shared.news.send_modify(|turn| *turn += 1);
+                if let Notice::Ready(ready) = notice {
+                    tracing::info!(ready, "the canary section {}", if ready { "was read back" } else { "cannot be read back" });
+                    if ready {
+                        self.say(&serde_json::json!({"event": "ready", "alone": self.shared.mesh.view().peers.is_empty()}));
+                    }
+                }
+            }
+            Output::Alarm(alarm) => tracing::warn!(kind = alarm.kind, "{}", alarm.text),
+        }
+    }
+
+    fn on_call(&mut self, PendingCall { call, answer }: PendingCall) {
+        self.next_call += 1;
+        self.waiting.insert(self.next_call, answer);
+        self.run(Input::Call { id: self.next_call, call });
+    }
+
+    fn on_store(&mut self, event: StoreEvent) {
+        match event {
+            StoreEvent::Persisted(ids) => self.run(Input::Persisted { ids }),
+            StoreEvent::Failed(reason) => self.failed = Some(reason),
+        }
+    }
+
+    fn on_mesh(&mut self, event: MeshEvent) {
+        match event {
+            MeshEvent::Listening { address } => tracing::info!(address, "listening"),
+            MeshEvent::Connected { peer, address, outgoing } => {
+                tracing::debug!(peer = peer.to_peer_id_string(), address, outgoing, "connected");
+                let now_ms = clock::now().wall_ms;
+                if outgoing {
+                    self.book.succeeded(peer, &address, now_ms);
+                    self.book_dirty_since_ms.get_or_insert(now_ms);
+                }
+                self.join(JoinEvent::Connected { peer, address: outgoing.then_some(address) });
+                self.run(Input::Connected { peer });
+            }
+            MeshEvent::Disconnected { peer } => {
+                tracing::debug!(peer = peer.to_peer_id_string(), "disconnected");
+                self.join(JoinEvent::Disconnected { peer });
+                self.run(Input::Disconnected { peer });
+            }
+            MeshEvent::DialFailed { address, reason } => {
+                self.book.failed(&address, clock::now().wall_ms);
+                self.join(JoinEvent::DialFailed { address, reason });
+            }
+            MeshEvent::Request { inbound, from, frame } => self.run(Input::Frame { inbound, from, frame }),
+            MeshEvent::Response { id, result } => {
+                self.run(Input::Response { id, result: result.map_err(|_| RequestError::Unreachable) });
+            }
+            MeshEvent::Found { id, peers } => self.run(Input::Found { id, peers }),
+            MeshEvent::Published { id, result } => self.run(Input::Published { id, result: result.map_err(|_| PublishError) }),
+            MeshEvent::Gossip { message, topic, data, .. } => {
+                let topic = match topic {
+                    Topic::Announce => Gossip::Announce,
+                    Topic::Alerts => Gossip::Alerts,
+                    Topic::Messages(lane) => Gossip::Messages(lane),
+                };
+                self.run(Input::Gossip { message, topic, data });
+            }
+            MeshEvent::Record { .. } | MeshEvent::Rtt { .. } => {}
+        }
+    }
+
+    fn on_due(&mut self) {
+        if self.joiner.deadline().is_some_and(|at| at <= clock::now().mono_us / 1000) {
+            self.join(JoinEvent::Tick);
+        }
+        if self.book_dirty_since_ms.is_some_and(|since| clock::now().wall_ms >= since + BOOK_SAVE_MS) {
+            self.save_book();
+            let candidates = self.book.candidates(persona_bootstrap::BOOK_CANDIDATES_MAX, clock::now().wall_ms);
+            self.join(JoinEvent::Known { candidates });
+        }
+        self.run(Input::Tick);
+    }
+
+    fn join(&mut self, event: JoinEvent) {
+        for out in self.joiner.handle(event, clock::now().mono_us / 1000, &mut OsRandom) {
+            match out {
+                JoinOut::Dial(addresses) => {
+                    if self.mesh.command(MeshCommand::Dial { addresses: addresses.clone() }).is_err() {
+                        tracing::warn!("the mesh is too busy to dial {}", addresses.join(" "));
+                    }
+                }
+                JoinOut::Advice(advice) => {
+                    tracing::warn!("{advice}");
+                    let mut said = self.shared.advice.write();
+                    said.push(advice.to_string());
+                    let surplus = said.len().saturating_sub(16);
+                    said.drain(..surplus);
+                }
+            }
+        }
+        if self.joiner.connected() > 0 {
+            self.shared.advice.write().clear();
+        }
+    }
+
+    fn save_book(&mut self) {
+        self.book_dirty_since_ms = None;
+        if let Err(error) = sources::file::save(&self.book_path, &self.book) {
+            tracing::warn!("{error}");
+        }
+    }
+
+    /// How long nothing needs doing.
+    fn wait(&self) -> Duration {
+        let now = clock::now();
+        let join = self.joiner.deadline().map(|at_ms| at_ms * 1000);
+        let book = self.book_dirty_since_ms.map(|since| now.mono_us + (since + BOOK_SAVE_MS).saturating_sub(now.wall_ms) * 1000);
+        let at = [Some(self.node.deadline()), join, book].into_iter().flatten().min().unwrap_or(now.mono_us);
+        // A deadline in the past would spin; half a millisecond costs nobody anything.
+        Duration::from_micros(at.saturating_sub(now.mono_us).clamp(500, 1_000_000))
+    }
+
+    fn say(&self, event: &serde_json::Value) {
+        if self.json {
+            crate::output::line(&event.to_string());
+        } else if event["event"] == "up" {
+            crate::output::line(&format!("persona is up as {}; control API on {}", text(&event["peer_id"]), text(&event["api"])));
+        } else if event["event"] == "ready" {
+            let how = if event["alone"] == true { "ready, alone: invite others with `persona invite`" } else { "ready" };
+            crate::output::line(how);
+        }
+    }
+}
+
+fn text(value: &serde_json::Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+fn mesh_topic(topic: Gossip) -> Topic {
+    match topic {
+        Gossip::Announce => Topic::Announce,
+        Gossip::Alerts => Topic::Alerts,
+        Gossip::Messages(lane) => Topic::Messages(lane),
+    }
+}

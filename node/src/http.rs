@@ -1,0 +1,642 @@
+//! The control API (docs/spec/api.md): HTTP and JSON on loopback, for whoever may read the token file.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use axum::{
+    Json, Router,
+    body::Bytes,
+    extract::{DefaultBodyLimit, Path as UrlPath, Query, Request, State},
+    http::{HeaderMap, StatusCode, header},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{get, post, put},
+};
+use data_encoding::BASE64;
+use persona_agent::{RecoveryFile, RootSecret, recovery::KdfParams};
+use persona_core::{Answer, Call, CallError};
+use persona_fragments::{Class, OwnerKey, SectionKey};
+use persona_mesh_proto::get::Mode;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use zeroize::Zeroizing;
+
+use crate::{
+    clock,
+    daemon::{Options, Shared},
+    keystore::{AgentSecrets, Cost, Passphrase, derive_key, files},
+    random::OsRandom,
+};
+
+/// The largest request body: a section, and a little.
+const BODY_BYTES_MAX: usize = (1 << 20) + (64 << 10);
+
+/// No request waits longer than this for news.
+const WAIT_S_MAX: u64 = 30;
+
+/// Where the API is served, until it is closed.
+pub struct Api {
+    /// `127.0.0.1:PORT`.
+    pub address: String,
+    dir: PathBuf,
+}
+
+impl Api {
+    /// Removes the files by which clients find a running node.
+    pub fn close(&self) {
+        for name in ["api.addr", "api.token", "node.pid"] {
+            let _ = std::fs::remove_file(self.dir.join(name));
+        }
+    }
+}
+
+#[derive(Clone)]
+struct App {
+    shared: Arc<Shared>,
+    token: Arc<str>,
+}
+
+/// Binds, writes the files by which clients find it, and serves.
+pub async fn serve(options: &Options, shared: Arc<Shared>) -> anyhow::Result<Api> {
+    let address: SocketAddr = options.api.parse().with_context(|| format!("--api {}: not an address and a port, such as 127.0.0.1:0", options.api))?;
+    let loopback = match address.ip() {
+        IpAddr::V4(ip) => ip.is_loopback(),
+        IpAddr::V6(ip) => ip.is_loopback(),
+    };
+    if !loopback {
+        bail!("--api {address}: the control API is served on loopback only; reach it through a tunnel");
+    }
+    let listener = tokio::net::TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}; choose another port with --api"))?;
+    let address = listener.local_addr()?.to_string();
+    let mut token = Zeroizing::new([0; 32]);
+    getrandom::fill(token.as_mut()).context("the operating system gives no randomness")?;
+    let token = data_encoding::HEXLOWER.encode(token.as_slice());
+    let write = |name: &str, text: &str| {
+        files::replace(&options.dir.join(name), text.as_bytes()).with_context(|| format!("cannot write {name} in {}", options.dir.display()))
+    };
+    write("api.token", &format!("{token}\n"))?;
+    write("node.pid", &format!("{}\n", std::process::id()))?;
+    write("api.addr", &format!("{address}\n"))?;
+
+    let app = App { shared, token: token.into() };
+    let agent = Router::new()
+        .route("/", get(agent_show))
+        .route("/export", post(agent_export))
+        .route("/personality", get(personality))
+        .route("/sections/{name}", put(section_put).get(section_get))
+        .route("/send", post(send))
+        .route("/inbox", get(inbox))
+        .route("/outbox", get(outbox))
+        .route("/relationships", get(relationships));
+    let router = Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/peers", get(peers))
+        .route("/v1/invite", post(invite))
+        .route("/v1/stop", post(stop))
+        .route("/v1/agents", get(agents).post(agent_create))
+        .route("/v1/agents/import", post(agent_import))
+        .nest("/v1/agents/{agent}", agent)
+        .route("/v1/analyze", get(analyze))
+        .route("/v1/certificate", get(certificate))
+        .route("/v1/verdicts", get(verdicts))
+        .route("/v1/envelopes", post(envelopes))
+        .route("/v1/bench/storage", post(bench_storage))
+        .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "no-such-endpoint", "there is no such endpoint", "docs/spec/api.md lists them") })
+        .layer(middleware::from_fn_with_state(app.clone(), authorize))
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(app);
+    tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, router).await {
+            tracing::error!("the control API has failed: {error}");
+        }
+    });
+    Ok(Api { address, dir: options.dir.clone() })
+}
+
+/// An error as `application/problem+json` (RFC 9457), with a hint.
+struct Problem {
+    status: StatusCode,
+    title: String,
+    detail: String,
+    hint: String,
+    data: Value,
+}
+
+impl Problem {
+    fn new(status: StatusCode, title: &str, detail: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { status, title: title.to_owned(), detail: detail.into(), hint: hint.into(), data: json!({}) }
+    }
+
+    fn bad_request(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "bad-request", detail, "docs/spec/api.md has every field")
+    }
+
+    fn internal(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail, "the node's log says more")
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let body = json!({
+            "type": "about:blank", "title": self.title, "status": self.status.as_u16(), "detail": self.detail, "hint": self.hint, "data": self.data,
+        });
+        let mut response = (self.status, Json(body)).into_response();
+        response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/problem+json"));
+        response
+    }
+}
+
+impl From<CallError> for Problem {
+    fn from(error: CallError) -> Self {
+        let status = match &error {
+            CallError::NotFound { .. } | CallError::UnknownAgent(_) => StatusCode::NOT_FOUND,
+            CallError::NotTheOwner { .. } => StatusCode::FORBIDDEN,
+            CallError::Unavailable { .. } | CallError::QuorumUnreachable { .. } | CallError::NotEnoughHolders { .. } | CallError::Busy(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            CallError::DataLost { .. } => StatusCode::GONE,
+            CallError::Poisoned { .. } | CallError::Unreadable { .. } => StatusCode::UNPROCESSABLE_ENTITY,
+            CallError::LevelNotReached { .. } | CallError::Fenced { .. } | CallError::NameTaken(_) => StatusCode::CONFLICT,
+            CallError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            CallError::BadRequest(_) => StatusCode::BAD_REQUEST,
+        };
+        let data = match &error {
+            CallError::NotFound { asked, answered, .. } => json!({"asked": asked, "answered": answered}),
+            CallError::NotTheOwner { agent, card } => json!({"agent": agent, "card": card}),
+            CallError::Unavailable { have, need, asked, .. } => json!({"have": have, "need": need, "asked": asked}),
+            CallError::QuorumUnreachable { have, need, .. }
+            | CallError::DataLost { have, need, .. }
+            | CallError::NotEnoughHolders { have, need, .. } => json!({"have": have, "need": need}),
+            CallError::LevelNotReached { level, wanted, holders } => json!({"level": level, "wanted": wanted, "holders": holders}),
+            CallError::Fenced { term } => json!({"term": term}),
+            _ => json!({}),
+        };
+        Self { status, title: error.title().to_owned(), detail: error.to_string(), hint: error.hint(), data }
+    }
+}
+
+type Reply = Result<Json<Value>, Problem>;
+
+async fn authorize(State(app): State<App>, headers: HeaderMap, request: Request, next: Next) -> Response {
+    let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(|value| value.strip_prefix("Bearer "));
+    // Compared as hashes, so that the time says nothing about the token.
+    let same = given.is_some_and(|given| blake3_of(given) == blake3_of(&app.token));
+    if same {
+        return next.run(request).await;
+    }
+    Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", "the bearer token is missing or wrong", "it is in the file api.token of the node's state directory")
+        .into_response()
+}
+
+fn blake3_of(text: &str) -> persona_fragments::Digest {
+    persona_fragments::coding::content_hash(text.as_bytes())
+}
+
+fn value(serializable: impl serde::Serialize) -> Value {
+    serde_json::to_value(serializable).unwrap_or_default()
+}
+
+impl App {
+    /// A local agent's name, or an agent id.
+    fn agent(&self, text: &str) -> Result<OwnerKey, Problem> {
+        let id = OwnerKey::from_did(text).or_else(|| self.shared.names.read().get(text).copied());
+        id.ok_or_else(|| CallError::UnknownAgent(text.to_owned()).into())
+    }
+
+    async fn call(&self, call: Call) -> Result<Answer, Problem> {
+        Ok(self.shared.call(call).await?)
+    }
+}
+
+fn unexpected() -> Problem {
+    Problem::internal("the node gave another answer than was asked for")
+}
+
+async fn status(State(app): State<App>) -> Reply {
+    let Answer::Status(core) = app.call(Call::Status).await? else { return Err(unexpected()) };
+    let view = app.shared.mesh.view();
+    let store = app.shared.store.stats().map_err(|error| Problem::internal(error.to_string()))?;
+    let gossip_peers = view.topics.iter().map(|topic| topic.peers).max().unwrap_or(0);
+    let counters = value(&core.counters);
+    let (node_ns, signature_ns) = app.shared.spent.nanos();
+    Ok(Json(json!({
+        "peer_id": core.peer_id,
+        "version": env!("CARGO_PKG_VERSION"),
+        "listen_addrs": view.listening,
+        "mesh": app.shared.mesh_name,
+        "admission": "open",
+        "protocols": {"kad": view.kad_protocol, "fragment": view.fragment_protocol},
+        "topics": view.topics.iter().map(|topic| topic.name.clone()).collect::<Vec<_>>(),
+        "peers": view.peers.len(),
+        "ready": core.ready,
+        "alone": core.alone,
+        "agents": core.agents,
+        "store": {"shards": core.shards_held, "bytes": core.shard_bytes, "sections": core.sections_held, "file_bytes": store.file_bytes},
+        "network": {"kad_table": view.kad_peers, "gossip_peers": gossip_peers},
+        "canary": core.canary,
+        "advice": *app.shared.advice.read(),
+        "alarms": core.alarms,
+        "uptime_s": (clock::now().mono_us - app.shared.started_us) as f64 / 1e6,
+        "pid": std::process::id(),
+        "counters": counters,
+        "disk": {"commits": store.commits, "batches": store.batches, "syncs": store.syncs, "sync_s": store.sync_time.as_secs_f64()},
+        "cpu": {"node_s": node_ns as f64 / 1e9, "signatures_s": signature_ns as f64 / 1e9},
+    })))
+}
+
+async fn peers(State(app): State<App>) -> Reply {
+    let view = app.shared.mesh.view();
+    let peers: Vec<Value> = view
+        .peers
+        .iter()
+        .map(|peer| {
+            json!({
+                "peer_id": peer.peer.to_peer_id_string(),
+                "address": peer.address,
+                "outgoing": peer.outgoing,
+                "rtt_ms": peer.rtt_micros.map(|micros| micros as f64 / 1000.0),
+            })
+        })
+        .collect();
+    Ok(Json(json!({"peers": peers})))
+}
+
+async fn invite(State(app): State<App>) -> Reply {
+    let me = app.shared.mesh.me().to_peer_id_string();
+    let mut addresses: Vec<String> =
+        app.shared.mesh.view().listening.iter().map(|address| format!("{address}/p2p/{me}")).collect();
+    // An address that others can reach comes before loopback, which only this machine can.
+    addresses.sort_by_key(|address| (address.starts_with("/ip4/127.") || address.starts_with("/ip6/::1"), address.contains("/quic")));
+    addresses.truncate(persona_bootstrap::TICKET_ADDRESSES_MAX);
+    let ticket = persona_bootstrap::Ticket::new(&app.shared.mesh_name, &addresses).map_err(|error| {
+        Problem::new(StatusCode::CONFLICT, "no-address", error.to_string(), "this node listens nowhere yet: see `persona status`")
+    })?;
+    Ok(Json(json!({"ticket": ticket.to_string(), "mesh": app.shared.mesh_name, "addresses": addresses})))
+}
+
+async fn stop(State(app): State<App>) -> Reply {
+    app.shared.stop.send_replace(true);
+    Ok(Json(json!({})))
+}
+
+async fn agents(State(app): State<App>) -> Reply {
+    let Answer::Agents(agents) = app.call(Call::Agents).await? else { return Err(unexpected()) };
+    Ok(Json(json!({"agents": agents})))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CreateBody {
+    name: String,
+    role: Option<String>,
+    attributes: Option<String>,
+    place: Option<String>,
+}
+
+/// A name that can stand in a path and on a command line.
+fn check_name(name: &str) -> Result<(), Problem> {
+    let sound = (1..=32).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
+        && name.as_bytes()[0].is_ascii_alphanumeric();
+    if sound {
+        return Ok(());
+    }
+    Err(Problem::bad_request(format!("{name:?} is no name for an agent: 1 to 32 letters, digits, '-', '_' or '.', starting with a letter or digit")))
+}
+
+async fn agent_create(State(app): State<App>, Json(body): Json<CreateBody>) -> Reply {
+    check_name(&body.name)?;
+    if let Some(attributes) = &body.attributes {
+        serde_json::from_str::<serde::de::IgnoredAny>(attributes)
+            .map_err(|error| Problem::bad_request(format!("the attributes are not JSON: {error}")))?;
+    }
+    let call = Call::CreateAgent {
+        name: body.name,
+        role: body.role,
+        place: body.place.unwrap_or_else(|| app.shared.birth_place.clone()),
+        attributes: body.attributes.unwrap_or_default().into_bytes(),
+    };
+    let Answer::Agent { agent, name, root, seed, term, .. } = app.call(call).await? else { return Err(unexpected()) };
+    let recovery = keep(&app, agent, &name, &root, &seed, term, None).await?;
+    let Answer::Puts(sections) = app.call(Call::Publish { agent }).await? else { return Err(unexpected()) };
+    Ok(Json(json!({"agent": agent.to_did(), "name": name, "recovery": BASE64.encode(recovery.as_bytes()), "sections": sections})))
+}
+
+/// Puts an agent's secrets into the keystore, and seals its recovery file.
+async fn keep(
+    app: &App,
+    agent: OwnerKey,
+    name: &str,
+    root: &Zeroizing<[u8; 32]>,
+    seed: &Zeroizing<[u8; 32]>,
+    term: u64,
+    passphrase: Option<Passphrase>,
+) -> Result<String, Problem> {
+    let secrets = AgentSecrets { name: name.to_owned(), agent, term, root: **root, behaviour_seed: **seed };
+    let shared = Arc::clone(&app.shared);
+    let root = root.clone();
+    let kept = tokio::task::spawn_blocking(move || -> anyhow::Result<String> {
+        shared.keystore.lock().put_agent(&secrets)?;
+        shared.names.write().insert(secrets.name.clone(), agent);
+        recovery_file(&root, &secrets.name, passphrase.as_ref().unwrap_or(&shared.passphrase))
+    });
+    kept.await.map_err(|error| Problem::internal(error.to_string()))?.map_err(|error| Problem::internal(error.to_string()))
+}
+
+/// Under a kilobyte that brings the agent back anywhere: its root secret and its id, sealed with a passphrase.
+fn recovery_file(root: &Zeroizing<[u8; 32]>, name: &str, passphrase: &Passphrase) -> anyhow::Result<String> {
+    let mut salt = [0; 16];
+    getrandom::fill(&mut salt).context("the operating system gives no randomness")?;
+    let cost = Cost::STANDARD;
+    let kdf = KdfParams { salt, m_kib: cost.memory_kib(), t: cost.passes(), p: cost.lanes() };
+    let key = derive_key(passphrase, &salt, cost)?;
+    Ok(RecoveryFile::seal(&RootSecret::from_bytes(**root), name, kdf, &key, &mut OsRandom).encode())
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ImportBody {
+    recovery: String,
+    passphrase: String,
+    name: Option<String>,
+}
+
+async fn agent_import(State(app): State<App>, Json(body): Json<ImportBody>) -> Reply {
+    if let Some(name) = &body.name {
+        check_name(name)?;
+    }
+    let bytes = BASE64.decode(body.recovery.as_bytes()).map_err(|_| Problem::bad_request("`recovery` is not base64"))?;
+    let text = String::from_utf8(bytes).map_err(|_| Problem::bad_request("the recovery file is not text: was it damaged on the way?"))?;
+    let file = RecoveryFile::decode(&text).map_err(|error| Problem::bad_request(error.to_string()))?;
+    let passphrase = Passphrase::new(body.passphrase);
+    let opened = tokio::task::spawn_blocking(move || -> Result<_, Problem> {
+        let kdf = file.kdf();
+        let cost = Cost::new(kdf.m_kib, kdf.t, kdf.p).map_err(|error| Problem::bad_request(error.to_string()))?;
+        let key = derive_key(&passphrase, &kdf.salt, cost).map_err(|error| Problem::bad_request(error.to_string()))?;
+        let recovered = file.open(&key).map_err(|error| {
+            Problem::new(StatusCode::FORBIDDEN, "wrong-passphrase", error.to_string(), "the passphrase is the one that was in force when the file was written")
+        })?;
+        Ok((recovered, passphrase))
+    });
+    let (recovered, _) = opened.await.map_err(|error| Problem::internal(error.to_string()))??;
+    let root = Zeroizing::new(*recovered.root.expose());
+    let name = Some(body.name.unwrap_or_else(|| recovered.name.clone()));
+    let Answer::Agent { agent, name, root, seed, term, import } = app.call(Call::Import { root, name }).await? else {
+        return Err(unexpected());
+    };
+    keep(&app, agent, &name, &root, &seed, term, None).await?;
+    Ok(Json(value(import)))
+}
+
+async fn agent_show(State(app): State<App>, UrlPath(agent): UrlPath<String>) -> Reply {
+    let id = app.agent(&agent)?;
+    let Answer::Agents(agents) = app.call(Call::Agents).await? else { return Err(unexpected()) };
+    let did = id.to_did();
+    let found = agents.into_iter().find(|agent| agent.agent == did).ok_or_else(|| Problem::from(CallError::UnknownAgent(agent)))?;
+    Ok(Json(value(found)))
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct ExportBody {
+    passphrase: Option<String>,
+}
+
+async fn agent_export(State(app): State<App>, UrlPath(agent): UrlPath<String>, body: Option<Json<ExportBody>>) -> Reply {
+    let id = app.agent(&agent)?;
+    let Answer::Agent { name, root, .. } = app.call(Call::Secrets { agent: id }).await? else { return Err(unexpected()) };
+    let own = body.and_then(|Json(body)| body.passphrase).map(Passphrase::new);
+    let shared = Arc::clone(&app.shared);
+    let sealed_name = name.clone();
+    let sealed = tokio::task::spawn_blocking(move || recovery_file(&root, &sealed_name, own.as_ref().unwrap_or(&shared.passphrase)));
+    let recovery = sealed.await.map_err(|error| Problem::internal(error.to_string()))?.map_err(|error| Problem::internal(error.to_string()))?;
+    Ok(Json(json!({"agent": id.to_did(), "name": name, "recovery": BASE64.encode(recovery.as_bytes())})))
+}
+
+#[derive(Deserialize)]
+struct ModeQuery {
+    mode: Option<String>,
+}
+
+impl ModeQuery {
+    fn mode(&self) -> Result<Mode, Problem> {
+        match self.mode.as_deref() {
+            None | Some("regular") => Ok(Mode::Regular),
+            Some("any") => Ok(Mode::Any),
+            Some("atomic") => Ok(Mode::Atomic),
+            Some(other) => Err(Problem::bad_request(format!("{other:?} is no mode: any, regular or atomic"))),
+        }
+    }
+}
+
+async fn personality(State(app): State<App>, UrlPath(agent): UrlPath<String>, Query(query): Query<ModeQuery>) -> Reply {
+    let id = app.agent(&agent)?;
+    let Answer::Personality { get, name, document, attributes } = app.call(Call::Personality { agent: id, mode: query.mode()? }).await? else {
+        return Err(unexpected());
+    };
+    let digest = <sha2::Sha256 as sha2::Digest>::digest(document.as_bytes());
+    let mut reply = value(*get);
+    reply["agent"] = json!(id.to_did());
+    reply["name"] = json!(name);
+    reply["personality"] = serde_json::from_str(&document).unwrap_or(Value::Null);
+    reply["document_sha256"] = json!(data_encoding::HEXLOWER.encode(&digest));
+    reply["document"] = json!(document);
+    reply["attributes"] = if attributes.is_empty() { Value::Null } else { json!(String::from_utf8_lossy(&attributes)) };
+    Ok(Json(reply))
+}
+
+#[derive(Deserialize)]
+struct PutQuery {
+    class: Option<String>,
+    ttl_s: Option<f64>,
+    level: Option<u8>,
+    require_level: Option<u8>,
+}
+
+async fn section_put(
+    State(app): State<App>,
+    UrlPath((agent, name)): UrlPath<(String, String)>,
+    Query(query): Query<PutQuery>,
+    body: Bytes,
+) -> Reply {
+    let id = app.agent(&agent)?;
+    let class = match query.class.as_deref() {
+        None => Class::Document,
+        Some(name) => Class::from_name(name).ok_or_else(|| Problem::bad_request(format!("{name:?} is no class: core, relationship, active or document")))?,
+    };
+    let call = Call::PutSection {
+        agent: id,
+        name,
+        class,
+        ttl_ms: query.ttl_s.map(|seconds| (seconds.max(0.0) * 1000.0) as u64),
+        level: query.level,
+        require_level: query.require_level,
+        content: body.to_vec(),
+    };
+    let Answer::Put(report) = app.call(call).await? else { return Err(unexpected()) };
+    Ok(Json(value(*report)))
+}
+
+async fn section_get(State(app): State<App>, UrlPath((agent, name)): UrlPath<(String, String)>, Query(query): Query<ModeQuery>) -> Reply {
+    let id = app.agent(&agent)?;
+    let Answer::Section { get, content } = app.call(Call::GetSection { agent: id, name, mode: query.mode()? }).await? else {
+        return Err(unexpected());
+    };
+    let mut reply = value(*get);
+    reply["content"] = json!(BASE64.encode(&content));
+    Ok(Json(reply))
+}
+
+#[derive(Deserialize)]
+struct SectionQuery {
+    key: Option<String>,
+    agent: Option<String>,
+    section: Option<String>,
+}
+
+impl SectionQuery {
+    async fn key(&self, app: &App) -> Result<SectionKey, Problem> {
+        match (&self.key, &self.agent, &self.section) {
+            (Some(key), None, None) => SectionKey::from_kad_key(key)
+                .ok_or_else(|| Problem::bad_request(format!("{key:?} is no key: /persona/ and 52 characters of lowercase base32"))),
+            (None, Some(agent), Some(section)) => {
+                let id = app.agent(agent)?;
+                let Answer::Agents(agents) = app.call(Call::Agents).await? else { return Err(unexpected()) };
+                let did = id.to_did();
+                let known = agents
+                    .iter()
+                    .filter(|agent| agent.agent == did)
+                    .flat_map(|agent| &agent.sections)
+                    .find(|known| known.name == *section)
+                    .and_then(|known| SectionKey::from_kad_key(&known.kad_key));
+                // Three sections have names that everybody may know.
+                let public = ["card", "core", "behavior"].contains(&section.as_str()).then(|| SectionKey::derive(&id, section.as_bytes()));
+                known.or(public).ok_or_else(|| {
+                    Problem::new(
+                        StatusCode::NOT_FOUND,
+                        "not-found",
+                        format!("{agent} has no section {section:?} here"),
+                        "on the agent's own node `persona agent show` lists its sections; elsewhere only card, core and behavior have public names, and any section can be given by its kad_key",
+                    )
+                })
+            }
+            _ => Err(Problem::bad_request("give `key`, or `agent` and `section`")),
+        }
+    }
+}
+
+async fn analyze(State(app): State<App>, Query(query): Query<SectionQuery>) -> Reply {
+    let key = query.key(&app).await?;
+    let Answer::Analysis(report) = app.call(Call::Analyze { key }).await? else { return Err(unexpected()) };
+    Ok(Json(value(*report)))
+}
+
+async fn certificate(State(app): State<App>, Query(query): Query<SectionQuery>) -> Reply {
+    let key = query.key(&app).await?;
+    let Answer::Certificate { key, bytes } = app.call(Call::Certificate { key }).await? else { return Err(unexpected()) };
+    Ok(Json(json!({"section": query.section, "kad_key": key.to_kad_key(), "certificate": BASE64.encode(&bytes)})))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SendBody {
+    to: String,
+    text: String,
+}
+
+async fn send(State(app): State<App>, UrlPath(agent): UrlPath<String>, Json(body): Json<SendBody>) -> Reply {
+    let from = app.agent(&agent)?;
+    let to = app.agent(&body.to)?;
+    let Answer::Sent(report) = app.call(Call::Send { from, to, text: body.text }).await? else { return Err(unexpected()) };
+    Ok(Json(value(report)))
+}
+
+#[derive(Deserialize)]
+struct AfterQuery {
+    after: Option<u64>,
+    wait_s: Option<u64>,
+}
+
+/// Asks again with every piece of news, until there is something to tell or the time is over.
+async fn wait_for_news<F>(app: &App, query: &AfterQuery, ask: impl Fn(u64) -> F) -> Reply
+where
+    F: Future<Output = Result<(Value, bool), Problem>>,
+{
+    let after = query.after.unwrap_or(0);
+    let until = Instant::now() + Duration::from_secs(query.wait_s.unwrap_or(0).min(WAIT_S_MAX));
+    let mut news = app.shared.news.subscribe();
+    loop {
+        news.mark_unchanged();
+        let (found, any) = ask(after).await?;
+        let left = until.saturating_duration_since(Instant::now());
+        if any || left.is_zero() {
+            return Ok(Json(found));
+        }
+        let _ = tokio::time::timeout(left, news.changed()).await;
+    }
+}
+
+async fn inbox(State(app): State<App>, UrlPath(agent): UrlPath<String>, Query(query): Query<AfterQuery>) -> Reply {
+    let id = app.agent(&agent)?;
+    wait_for_news(&app, &query, async |after| {
+        let Answer::Inbox(report) = app.call(Call::Inbox { agent: id, after }).await? else { return Err(unexpected()) };
+        Ok((value(&report), !report.messages.is_empty()))
+    })
+    .await
+}
+
+async fn verdicts(State(app): State<App>, Query(query): Query<AfterQuery>) -> Reply {
+    wait_for_news(&app, &query, async |after| {
+        let Answer::Verdicts(report) = app.call(Call::Verdicts { after }).await? else { return Err(unexpected()) };
+        Ok((value(&report), !report.verdicts.is_empty()))
+    })
+    .await
+}
+
+async fn outbox(State(app): State<App>, UrlPath(agent): UrlPath<String>) -> Reply {
+    let id = app.agent(&agent)?;
+    let Answer::Outbox(report) = app.call(Call::Outbox { agent: id }).await? else { return Err(unexpected()) };
+    Ok(Json(value(report)))
+}
+
+async fn relationships(State(app): State<App>, UrlPath(agent): UrlPath<String>) -> Reply {
+    let id = app.agent(&agent)?;
+    let Answer::Relationships(report) = app.call(Call::Relationships { agent: id }).await? else { return Err(unexpected()) };
+    Ok(Json(value(report)))
+}
+
+async fn envelopes(State(app): State<App>, body: Bytes) -> Reply {
+    app.call(Call::PublishEnvelope { bytes: body.to_vec() }).await?;
+    Ok(Json(json!({})))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BenchBody {
+    bytes: u32,
+    level: u8,
+    clients: u32,
+    operations: u32,
+}
+
+async fn bench_storage(State(app): State<App>, Json(body): Json<BenchBody>) -> Reply {
+    if body.clients == 0 || body.clients > 64 || body.operations == 0 || body.operations > 100_000 {
+        return Err(Problem::bad_request("clients is between 1 and 64, operations between 1 and 100000"));
+    }
+    let report = crate::bench::storage(&app.shared, body.bytes, body.level, body.clients, body.operations).await?;
+    Ok(Json(report))
+}
+
+/// Where a running node's API is, from its state directory.
+pub fn find(dir: &Path) -> anyhow::Result<(String, String)> {
+    let read = |name: &str| {
+        std::fs::read_to_string(dir.join(name)).map(|text| text.trim().to_owned()).with_context(|| format!("no node is running in {}", dir.display()))
+    };
+    Ok((read("api.addr")?, read("api.token")?))
+}

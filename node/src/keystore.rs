@@ -1,0 +1,257 @@
+//! Everything secret of a node, in one sealed file (docs/spec/keystore.md).
+//!
+//! A passphrase opens the *master key* (Argon2id, then XChaCha20-Poly1305); the master key opens the entries, each sealed on its own and
+//! bound to what it is: the node's identity seed, the key for values in its store, and for each agent its root secret and, in an entry of
+//! its own, its behaviour seed. A change replaces the whole file, so that whenever the power goes there is the old one or the new one.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+};
+
+use persona_fragments::OwnerKey;
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+pub mod files;
+mod format;
+mod passphrase;
+
+pub use format::{AGENTS_MAX, Cost, CostError, FORMAT_VERSION, NAME_BYTES_MAX, SALT_BYTES, derive_key};
+pub use passphrase::{PASSPHRASE_VARIABLE, Passphrase, PassphraseError, PassphrasePurpose, PassphraseSource, passphrase};
+
+use format::{Contents, EntryId, Kind, ReadError};
+
+/// The keystore's file name in a state directory.
+pub const KEYSTORE_FILE: &str = "keystore";
+
+/// Why the keystore does not do what it is asked.
+#[derive(Debug, thiserror::Error)]
+pub enum KeystoreError {
+    /// No file there.
+    #[error("there is no keystore at {}: check the state directory, or create a node there first", .0.display())]
+    NotFound(PathBuf),
+    /// A file is there already: it is never replaced.
+    #[error("there is a keystore at {} already: open it, or choose another state directory", .0.display())]
+    AlreadyExists(PathBuf),
+    /// The file is whole, and this passphrase does not open it.
+    #[error("the passphrase is wrong: try again; nobody can recover a forgotten one, but recovery files bring agents back")]
+    WrongPassphrase,
+    /// The file is not what was written.
+    #[error("the keystore {} is damaged ({detail}): restore it from a copy, or bring agents back from their recovery files", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        detail: String,
+    },
+    /// The file was written by a newer version.
+    #[error("the keystore {} has format {found}, and this version of persona reads up to {FORMAT_VERSION}: upgrade persona", path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        found: u8,
+    },
+    /// Another process wrote the file since it was opened. Nothing was written.
+    #[error("another process has changed the keystore {}: stop it, then start again", .0.display())]
+    Changed(PathBuf),
+    /// No agent of this name.
+    #[error("there is no agent {0:?} here: `persona agent list` names those that are")]
+    NoSuchAgent(String),
+    /// Another agent has this name.
+    #[error("another agent is called {0:?} already: choose another name")]
+    NameTaken(String),
+    /// Empty, or too long.
+    #[error("an agent's name has 1 to {NAME_BYTES_MAX} bytes, this one {0}")]
+    Name(usize),
+    /// [`AGENTS_MAX`] are there.
+    #[error("a keystore holds at most {AGENTS_MAX} agents: start another node for more")]
+    TooManyAgents,
+    /// The derivation cannot be done.
+    #[error(transparent)]
+    Cost(#[from] CostError),
+    /// The operating system refuses.
+    #[error("cannot {action} {}: {source}; check the disk and the directory's permissions", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+/// An agent that lives here, without its secrets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentEntry {
+    /// What its user calls it, unique on this node.
+    pub name: String,
+    /// Its id.
+    pub agent: OwnerKey,
+    /// The term in which this node hosts it.
+    pub term: u64,
+}
+
+/// An agent's secrets. Wiped when dropped.
+#[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]
+pub struct AgentSecrets {
+    /// What its user calls it.
+    #[zeroize(skip)]
+    pub name: String,
+    /// Its id: the public key that the root secret derives.
+    #[zeroize(skip)]
+    pub agent: OwnerKey,
+    /// The term in which this node hosts it.
+    #[zeroize(skip)]
+    pub term: u64,
+    /// The root secret: signing, agreement and recovery keys derive from it.
+    pub root: [u8; 32],
+    /// The behaviour seed: how the agent behaves derives from it, and from nothing else.
+    pub behaviour_seed: [u8; 32],
+}
+
+impl std::fmt::Debug for AgentSecrets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "AgentSecrets({:?}, {:?}, term {}, ..)", self.name, self.agent, self.term)
+    }
+}
+
+/// An open keystore. Entries stay sealed in memory until they are asked for.
+pub struct Keystore {
+    path: PathBuf,
+    contents: Contents,
+    /// Agents by name, with the id that their entries share.
+    agents: BTreeMap<String, (EntryId, AgentEntry)>,
+    /// What the file ended with when this process last read or wrote it.
+    checksum: [u8; 32],
+}
+
+impl Keystore {
+    /// Creates a keystore in `directory` (and the directory, for its user alone) with a fresh node seed and node key. It takes as long as
+    /// `cost` says: 0.1 to 0.5 s for [`Cost::STANDARD`].
+    pub fn create(directory: &Path, passphrase: &Passphrase, cost: Cost) -> Result<Self, KeystoreError> {
+        let path = directory.join(KEYSTORE_FILE);
+        files::create_private_directory(directory).map_err(|source| io_error("create the directory of", &path, source))?;
+        if path.try_exists().map_err(|source| io_error("look for", &path, source))? {
+            return Err(KeystoreError::AlreadyExists(path));
+        }
+        let contents = Contents::create(passphrase, cost)?;
+        let mut keystore = Self { path, contents, agents: BTreeMap::new(), checksum: [0; 32] };
+        keystore.write()?;
+        Ok(keystore)
+    }
+
+    /// Opens the keystore in `directory`, and checks every entry.
+    pub fn open(directory: &Path, passphrase: &Passphrase) -> Result<Self, KeystoreError> {
+        let path = directory.join(KEYSTORE_FILE);
+        let bytes = match files::read_bounded(&path, format::FILE_BYTES_MAX) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(KeystoreError::NotFound(path)),
+            Err(source) => return Err(io_error("read", &path, source)),
+        };
+        let (contents, checksum) = Contents::read(&bytes, passphrase).map_err(|error| match error {
+            ReadError::WrongPassphrase => KeystoreError::WrongPassphrase,
+            ReadError::Newer(found) => KeystoreError::Newer { path: path.clone(), found },
+            ReadError::Damaged(detail) => KeystoreError::Damaged { path: path.clone(), detail },
+            ReadError::Cost(error) => KeystoreError::Cost(error),
+        })?;
+        let agents = contents.agents().map_err(|detail| KeystoreError::Damaged { path: path.clone(), detail })?;
+        files::remove_leftover(&path);
+        if files::others_may_read(&path) {
+            tracing::warn!(path = %path.display(), "others may read the keystore: `chmod 600` it");
+        }
+        Ok(Self { path, contents, agents, checksum })
+    }
+
+    /// The Ed25519 seed of the node's identity.
+    pub fn node_seed(&self) -> Zeroizing<[u8; 32]> {
+        self.contents.secret(Kind::NodeSeed, EntryId::NODE)
+    }
+
+    /// A key for what this node seals in its own store. Fresh randomness of its own; it never leaves this file.
+    pub fn node_key(&self) -> Zeroizing<[u8; 32]> {
+        self.contents.secret(Kind::NodeKey, EntryId::NODE)
+    }
+
+    /// The agents that live here, by name.
+    pub fn agents(&self) -> Vec<AgentEntry> {
+        self.agents.values().map(|(_, entry)| entry.clone()).collect()
+    }
+
+    /// The secrets of one agent.
+    pub fn agent(&self, name: &str) -> Result<AgentSecrets, KeystoreError> {
+        let (id, entry) = self.agents.get(name).ok_or_else(|| KeystoreError::NoSuchAgent(name.to_owned()))?;
+        Ok(AgentSecrets {
+            name: entry.name.clone(),
+            agent: entry.agent,
+            term: entry.term,
+            root: *self.contents.root(*id),
+            behaviour_seed: *self.contents.secret(Kind::BehaviourSeed, *id),
+        })
+    }
+
+    /// Adds an agent, or updates the one of the same name and id. When this returns `Ok`, it is on the disk.
+    pub fn put_agent(&mut self, secrets: &AgentSecrets) -> Result<(), KeystoreError> {
+        if secrets.name.is_empty() || secrets.name.len() > NAME_BYTES_MAX {
+            return Err(KeystoreError::Name(secrets.name.len()));
+        }
+        let id = match self.agents.get(&secrets.name) {
+            Some((_, known)) if known.agent != secrets.agent => return Err(KeystoreError::NameTaken(secrets.name.clone())),
+            Some((id, _)) => *id,
+            None if self.agents.len() >= AGENTS_MAX => return Err(KeystoreError::TooManyAgents),
+            None => EntryId::fresh(),
+        };
+        let entry = AgentEntry { name: secrets.name.clone(), agent: secrets.agent, term: secrets.term };
+        self.change(|contents, agents| {
+            contents.seal_agent(id, secrets);
+            agents.insert(entry.name.clone(), (id, entry));
+        })
+    }
+
+    /// Forgets an agent's secrets. When this returns `Ok`, the file has them no more; a disk or a copy may (docs/spec/keystore.md#limits).
+    pub fn remove_agent(&mut self, name: &str) -> Result<(), KeystoreError> {
+        let (id, _) = *self.agents.get(name).as_ref().ok_or_else(|| KeystoreError::NoSuchAgent(name.to_owned()))?;
+        let id = *id;
+        self.change(|contents, agents| {
+            contents.remove(Kind::Agent, id);
+            contents.remove(Kind::BehaviourSeed, id);
+            agents.remove(name);
+        })
+    }
+
+    /// Seals the master key under another passphrase. Older copies of the file still open with the older one.
+    pub fn change_passphrase(&mut self, passphrase: &Passphrase, cost: Cost) -> Result<(), KeystoreError> {
+        let wrapped = self.contents.wrap(passphrase, cost)?;
+        self.change(|contents, _| contents.set_wrapped(wrapped))
+    }
+
+    /// Changes memory and file together, or neither.
+    fn change(&mut self, change: impl FnOnce(&mut Contents, &mut BTreeMap<String, (EntryId, AgentEntry)>)) -> Result<(), KeystoreError> {
+        let on_disk = files::read_bounded(&self.path, format::FILE_BYTES_MAX).map_err(|source| io_error("read", &self.path, source))?;
+        if !on_disk.ends_with(&self.checksum) {
+            return Err(KeystoreError::Changed(self.path.clone()));
+        }
+        let before = (self.contents.clone(), self.agents.clone());
+        change(&mut self.contents, &mut self.agents);
+        self.write().inspect_err(|_| (self.contents, self.agents) = before)
+    }
+
+    fn write(&mut self) -> Result<(), KeystoreError> {
+        let (bytes, checksum) = self.contents.write();
+        files::replace(&self.path, &bytes).map_err(|source| io_error("write", &self.path, source))?;
+        self.checksum = checksum;
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Keystore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Keystore({}, {} agents, ..)", self.path.display(), self.agents.len())
+    }
+}
+
+fn io_error(action: &'static str, path: &Path, source: io::Error) -> KeystoreError {
+    KeystoreError::Io { action, path: path.to_owned(), source }
+}

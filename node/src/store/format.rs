@@ -1,0 +1,253 @@
+//! What the file is: how it is created, recognised and opened (docs/spec/store.md).
+
+use std::{
+    fs::{DirBuilder, File, OpenOptions},
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use persona_mesh_proto::storage::Table;
+use redb::{
+    Builder, Database, ReadableDatabase as _, ReadableTable, StorageBackend, TableDefinition, TableError, TableHandle as _,
+    backends::FileBackend,
+};
+
+use super::{
+    Check, StoreError, StoreObserver,
+    measure::{Counters, Measured},
+};
+
+/// The version of the tables and what is in them. What redb writes around them has its own.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// A file up to this size is verified whole whenever it is opened, not only after a crash: every checksum of every page. Above it, a file
+/// that was closed well is trusted. Verifying reads at about 1 GiB/s from a warm cache.
+pub const INTEGRITY_CHECK_BYTES_MAX: u64 = 256 << 20;
+
+/// What redb may keep of the file in memory. The system's page cache is behind it.
+const CACHE_BYTES: usize = 64 << 20;
+
+/// The store's own facts: see [`FORMAT_KEY`] and [`bytes_key`].
+pub(super) const STORE_TABLE: TableDefinition<'static, &'static str, &'static [u8]> = TableDefinition::new("00-store");
+
+/// Its value is the format version, a little-endian `u32`.
+const FORMAT_KEY: &str = "format";
+
+/// Appended to the file's name while the store is being created, before the process id.
+const UNFINISHED_SUFFIX: &str = ".new-";
+
+/// The table's name in the file: its number leads.
+fn name(table: Table) -> &'static str {
+    match table {
+        Table::Shard => "01-shard",
+        Table::Prepared => "02-prepared",
+        Table::Head => "03-head",
+        Table::Fence => "04-fence",
+        Table::Expiry => "05-expiry",
+        Table::Floor => "06-floor",
+        Table::Intent => "07-intent",
+        Table::Own => "08-own",
+        Table::Outbox => "09-outbox",
+        Table::Inbox => "10-inbox",
+        Table::Commitment => "11-commitment",
+        Table::Meta => "12-meta",
+    }
+}
+
+pub(super) fn definition(table: Table) -> TableDefinition<'static, &'static [u8], &'static [u8]> {
+    TableDefinition::new(name(table))
+}
+
+/// Promises made to others. A commit with one of them is written in two phases with the allocator's state, so that the node is back at
+/// once after a crash, however large the file is. It costs a second sync.
+pub(super) fn wants_quick_repair(table: Table) -> bool {
+    matches!(table, Table::Prepared | Table::Fence | Table::Floor | Table::Intent)
+}
+
+/// Where the number of bytes in a table is kept: a little-endian `u64`.
+fn bytes_key(table: Table) -> String {
+    format!("bytes/{}", name(table))
+}
+
+pub(super) fn read_bytes(store: &impl ReadableTable<&'static str, &'static [u8]>, table: Table) -> Result<u64, redb::Error> {
+    let Some(value) = store.get(bytes_key(table).as_str())? else { return Ok(0) };
+    let bytes = value.value().try_into().map_err(|_| redb::Error::Corrupted(format!("{} is no number", bytes_key(table))))?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+pub(super) fn write_bytes(store: &mut redb::Table<'_, &'static str, &'static [u8]>, table: Table, bytes: u64) -> Result<(), redb::Error> {
+    store.insert(bytes_key(table).as_str(), bytes.to_le_bytes().as_slice())?;
+    Ok(())
+}
+
+pub(super) struct Opened {
+    pub(super) database: Database,
+    pub(super) place: String,
+    pub(super) is_new: bool,
+}
+
+/// Opens the file, or creates it. Nothing but a whole store ever has the file's name, so an empty or strange file is never taken for a
+/// new store.
+pub(super) fn open_file(path: &Path, counters: &Arc<Counters>) -> Result<Opened, StoreError> {
+    let place = path.display().to_string();
+    let is_new = match path.try_exists() {
+        Ok(true) => false,
+        Ok(false) => create_file(path)?,
+        Err(source) => return Err(StoreError::Io { action: "look for", place, source }),
+    };
+    let io = |source| StoreError::Io { action: "open", place: place.clone(), source };
+    let file = OpenOptions::new().read(true).write(true).open(path).map_err(io)?;
+    let len = file.metadata().map_err(io)?.len();
+    if len == 0 {
+        return Err(StoreError::Damaged { place, detail: "it is empty".to_owned() });
+    }
+    let check = if len <= INTEGRITY_CHECK_BYTES_MAX { Check::Always } else { Check::AfterCrash };
+    let backend = Measured { inner: file_backend(file, &place)?, counters: Arc::clone(counters), observer: None };
+    let database = open_database(backend, &place, check)?;
+    recognize(&database, &place)?;
+    remove_unfinished(path);
+    Ok(Opened { database, place, is_new })
+}
+
+/// Opens what the backend has, or creates a store on an empty one.
+pub(super) fn open_backend(
+    backend: impl StorageBackend,
+    check: Check,
+    counters: &Arc<Counters>,
+    observer: Option<StoreObserver>,
+) -> Result<Opened, StoreError> {
+    let place = "the store".to_owned();
+    let is_new = backend.len().map_err(|source| StoreError::Io { action: "measure", place: place.clone(), source })? == 0;
+    let database = open_database(
+        Measured { inner: backend, counters: Arc::clone(counters), observer },
+        &place,
+        if is_new { Check::AfterCrash } else { check },
+    )?;
+    if is_new {
+        initialize(&database).map_err(|error| translate(error, &place, "create"))?;
+    }
+    recognize(&database, &place)?;
+    Ok(Opened { database, place, is_new })
+}
+
+/// Makes a whole store under another name, then gives it its own. Says whether this call did it: another process may have been first.
+fn create_file(path: &Path) -> Result<bool, StoreError> {
+    let place = path.display().to_string();
+    let io = |source| StoreError::Io { action: "create", place: place.clone(), source };
+    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut builder = DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(directory).map_err(io)?;
+
+    let mut unfinished = path.as_os_str().to_owned();
+    unfinished.push(format!("{UNFINISHED_SUFFIX}{}", std::process::id()));
+    let unfinished = PathBuf::from(unfinished);
+    match std::fs::remove_file(&unfinished) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io(error)),
+        _ => {}
+    }
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let file = options.open(&unfinished).map_err(io)?;
+    let database = open_database(file_backend(file, &place)?, &place, Check::AfterCrash)?;
+    initialize(&database).map_err(|error| translate(error, &place, "create"))?;
+    database.close().map_err(|error| translate(error.into(), &place, "create"))?;
+
+    // A link, unlike a rename, never replaces what another process made meanwhile.
+    let created = match std::fs::hard_link(&unfinished, path) {
+        Ok(()) => true,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+        // A file system without hard links.
+        Err(_) if !path.exists() => std::fs::rename(&unfinished, path).map(|()| true).map_err(io)?,
+        Err(error) => return Err(io(error)),
+    };
+    remove_unfinished(path);
+    #[cfg(unix)]
+    File::open(directory).and_then(|directory| directory.sync_all()).map_err(io)?;
+    Ok(created)
+}
+
+/// Removes what creations left behind that were cut short. One that still runs fails, and is tried again.
+fn remove_unfinished(path: &Path) {
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else { return };
+    let prefix = format!("{}{UNFINISHED_SUFFIX}", name.to_string_lossy());
+    let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(&prefix) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
+fn file_backend(file: File, place: &str) -> Result<FileBackend, StoreError> {
+    FileBackend::new(file).map_err(|error| translate(error.into(), place, "open"))
+}
+
+fn open_database(backend: impl StorageBackend, place: &str, check: Check) -> Result<Database, StoreError> {
+    let open =
+        || Builder::new().set_cache_size(CACHE_BYTES).set_check_integrity_on_open(check == Check::Always).create_with_backend(backend);
+    // redb may panic on a file that something else wrote to.
+    match catch_unwind(AssertUnwindSafe(open)) {
+        Ok(opened) => opened.map_err(|error| translate(error.into(), place, "open")),
+        Err(_) => Err(StoreError::Damaged { place: place.to_owned(), detail: "its pages contradict each other".to_owned() }),
+    }
+}
+
+fn initialize(database: &Database) -> Result<(), redb::Error> {
+    let transaction = database.begin_write()?;
+    transaction.open_table(STORE_TABLE)?.insert(FORMAT_KEY, FORMAT_VERSION.to_le_bytes().as_slice())?;
+    for table in Table::ALL {
+        transaction.open_table(definition(table))?;
+    }
+    transaction.commit()?;
+    Ok(())
+}
+
+/// Is it ours, of a version that we read, with all its tables?
+fn recognize(database: &Database, place: &str) -> Result<(), StoreError> {
+    let foreign = |detail: &str| StoreError::Foreign { place: place.to_owned(), detail: detail.to_owned() };
+    let damaged = |detail: String| StoreError::Damaged { place: place.to_owned(), detail };
+    let transaction = database.begin_read().map_err(|error| translate(error.into(), place, "open"))?;
+    let store = match transaction.open_table(STORE_TABLE) {
+        Ok(store) => store,
+        Err(TableError::Storage(error)) => return Err(translate(error.into(), place, "open")),
+        Err(_) => return Err(foreign("a redb file of another program")),
+    };
+    let format = store.get(FORMAT_KEY).map_err(|error| translate(error.into(), place, "open"))?;
+    let format = format.ok_or_else(|| damaged("it does not say its format".to_owned()))?;
+    let format = format.value().try_into().map(u32::from_le_bytes).map_err(|_| damaged("it does not say its format".to_owned()))?;
+    match format {
+        0 => return Err(damaged("its format is 0".to_owned())),
+        1..=FORMAT_VERSION => {}
+        found => return Err(StoreError::Newer { place: place.to_owned(), found }),
+    }
+    for table in Table::ALL {
+        match transaction.open_table(definition(table)) {
+            Ok(_) => {}
+            Err(TableError::Storage(error)) => return Err(translate(error.into(), place, "open")),
+            Err(_) => return Err(damaged(format!("table {} is missing", definition(table).name()))),
+        }
+    }
+    Ok(())
+}
+
+/// redb's errors in words that lead somewhere.
+pub(super) fn translate(error: redb::Error, place: &str, action: &'static str) -> StoreError {
+    let place = place.to_owned();
+    match error {
+        redb::Error::DatabaseAlreadyOpen | redb::Error::LockProtocolMismatch => StoreError::InUse { place },
+        redb::Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => StoreError::Foreign { place, detail: error.to_string() },
+        redb::Error::Io(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            StoreError::Damaged { place, detail: "it ends too early".to_owned() }
+        }
+        redb::Error::Io(source) => StoreError::Io { action, place, source },
+        redb::Error::PreviousIo => StoreError::Io { action, place, source: io::Error::other("an earlier read or write failed") },
+        other => StoreError::Damaged { place, detail: other.to_string() },
+    }
+}
