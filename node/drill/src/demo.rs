@@ -5,7 +5,6 @@
 //! byte with what was born; a partner judges whether it is really the same; an impostor who stole the signing key tries to be. At last the dead
 //! return. What must hold depends on how many were killed (docs/guarantees.md); the report says what did.
 
-mod cast;
 mod report;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,18 +15,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use self::cast::{
-    Bond, Person, Section, bear, bond_came_back, bonds, conversation, find_in_inbox, find_verdict, home_api, import, personality, put_of,
-    quiet, same_personality, say, sections, settle,
-};
 pub use self::report::{CoreReport, DemoReport, ModeOutcome, Modes};
 use self::report::{Promise, READ_PROMISE, Seen, check_modes, note_import, note_refusal, seen_by};
-use crate::api::{self, Api, ApiError, from_base64, number, path_segment, query, text};
+use crate::agents::{Agent, Bond, PATIENCE, Section, import};
+use crate::api::{self, Api, ApiError, list, number, path_segment, query, text};
 use crate::mesh::{Mesh, MeshOptions};
 use crate::picture::{self, Row};
 use crate::process::until;
 use crate::story::Story;
-use crate::victims::{self, Choice, Placement};
+use crate::victims::Choice;
 
 /// The attributes that the demo's agents are born with: docs/examples.
 const MIRA: &str = include_str!("../../../docs/examples/mira.json");
@@ -38,8 +34,6 @@ const INES: &str = include_str!("../../../docs/examples/ines.json");
 const PASSPHRASE: &str = "for the length of a demonstration";
 /// A host, two partners and a node to come back on.
 const NODES_MIN: usize = 4;
-/// How long anything may take that has no promise of its own: two busy cores carry the whole mesh.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// How far ahead of the last counter that he knows of an impostor writes: acknowledgements use counters too, and he must not look like a replay.
 const COUNTER_AHEAD: u64 = 16;
 
@@ -155,8 +149,7 @@ async fn tell(
 
     // Births.
     let host = 1;
-    let (mut mira, birth) = bear(&mesh, host, "mira", "archivist", attributes).await?;
-    let recovery = from_base64(&birth, "/recovery")?;
+    let (mut mira, birth) = Agent::born(&mesh, host, "mira", "archivist", attributes).await?;
     let core_put = put_of(&birth, "core")?;
     let mut report = DemoReport {
         nodes: options.nodes,
@@ -190,7 +183,7 @@ async fn tell(
         "mira is born on node {:02}: {:.1} KiB of attributes, five traits, her quirks. Her recovery file has {} bytes.",
         host + 1,
         kib(attributes.len()),
-        recovery.len()
+        mira.recovery.len()
     ));
     story.tell(format!(
         "Her core: {} shards, any {} rebuild it; {} holders had fsynced theirs and signed after {:.1} ms.",
@@ -202,7 +195,7 @@ async fn tell(
     ensure!(options.kill as u64 <= core.n + 1, "core has only {} holders: --kill {} or less", core.n, core.n + 1);
     let mut partners = Vec::new();
     for (home, name, role, attributes) in [(2, "tomas", "carpenter", TOMAS), (3, "ines", "pilot", INES)] {
-        let (partner, _) = bear(&mesh, home, name, role, attributes).await?;
+        let (partner, _) = Agent::born(&mesh, home, name, role, attributes).await?;
         story.tell(format!("{name} is born on node {:02}.", home + 1));
         partners.push(partner);
         report.agents += 1;
@@ -211,20 +204,20 @@ async fn tell(
     // Conversations.
     for partner in &partners {
         for (from, to, words) in conversation(&mira, partner) {
-            say(&mesh, from, to, words).await?;
+            from.say(&mesh, to, words).await?;
             report.messages_delivered += 1;
         }
     }
     story.tell(format!("They talk: {} messages, each verified under its pair's own chain, then acknowledged.", report.messages_delivered));
-    let bonds = settle(&mesh, &mira, partners.len()).await.context("mira's sections did not settle")?;
+    let bonds = mira.settle(&mesh, partners.len()).await?;
     for partner in &partners {
-        settle(&mesh, partner, 1).await.with_context(|| format!("{}'s sections did not settle", partner.name))?;
+        partner.settle(&mesh, 1).await?;
     }
-    let before = sections(home_api(&mesh, &mira)?, &mira).await?;
+    let before = mira.sections(&mesh).await?;
     let core_section = before.iter().find(|section| section.name == "core").context("mira's node lists no core section")?;
     (report.core.n, report.core.k, report.core.f) = (core_section.n, core_section.k, core_section.f);
     report.core.level_reached = core_section.level;
-    let get = personality(home_api(&mesh, &mira)?, &mira, "regular").await?;
+    let get = mira.personality(&mesh, "regular").await?;
     report.core.get_ms = api::float(&get, "/ms")?;
     story.tell(format!(
         "Read by quorum in {:.1} ms: {} holders answered, {} shards came from other nodes. Level {}.",
@@ -238,7 +231,7 @@ async fn tell(
     story.show(&draw(&peers, &BTreeSet::new(), &mira, &partners, &before));
 
     // The kill.
-    let choice = choose_victims(&mesh, &peers, &mira, &partners, &before, options.kill).await?;
+    let choice = mira.choose_victims(&mesh, &partners, options.kill).await?;
     tell_choice(story, &choice);
     let lost = options.kill as u64 - 1;
     let promise = Promise::after_losing(lost, report.core.n, report.core.k, report.core.f);
@@ -263,7 +256,7 @@ async fn tell(
 
     // The import, from the recovery file alone.
     let asked_at = Instant::now();
-    let imported = import(mesh.node(new_home).api()?, &recovery).await;
+    let imported = import(mesh.node(new_home).api()?, &mira.recovery, PASSPHRASE, &mira.name).await;
     let import_seconds = asked_at.elapsed().as_secs_f64();
     let mut term = None;
     match imported {
@@ -296,12 +289,12 @@ async fn tell(
     if term.is_some() {
         compare(&mesh, &mira, &bonds, &mut report, story).await?;
         let tomas = &partners[0];
-        let bond_came = bond_came_back(home_api(&mesh, &mira)?, &mira, tomas).await?;
+        let bond_came = bond_came_back(&mesh, &mira, tomas).await?;
         if !dead.contains(&tomas.home) && (bond_came || promise == Promise::Everything) {
-            answer_and_impostor(&mesh, &mira, tomas, &recovery, &survivors, forge, &mut report, story).await?;
+            answer_and_impostor(&mesh, &mira, tomas, &survivors, forge, &mut report, story).await?;
             judged = true;
         }
-        let now = sections(home_api(&mesh, &mira)?, &mira).await?;
+        let now = mira.sections(&mesh).await?;
         story.tell("Where the shards are now:");
         story.show(&draw(&peers, &dead, &mira, &partners, &now));
     }
@@ -320,7 +313,10 @@ async fn tell(
     }
     if term.is_none() {
         let api = mesh.node(new_home).api()?.clone();
-        let answer = until("the import to succeed with the dead back", PATIENCE, async || Ok(Some(import(&api, &recovery).await?))).await?;
+        let answer = until("the import to succeed with the dead back", PATIENCE, async || {
+            Ok(Some(import(&api, &mira.recovery, PASSPHRASE, &mira.name).await?))
+        })
+        .await?;
         mira.home = new_home;
         report.import_source = text(&answer, "/import_source")?.to_owned();
         story.tell(format!("Now node {:02} imports mira: mode {}.", new_home + 1, text(&answer, "/mode")?));
@@ -328,7 +324,7 @@ async fn tell(
     }
     if !judged {
         let living: Vec<usize> = (0..mesh.len()).filter(|node| *node != host).collect();
-        answer_and_impostor(&mesh, &mira, &partners[0], &recovery, &living, forge, &mut report, story).await?;
+        answer_and_impostor(&mesh, &mira, &partners[0], &living, forge, &mut report, story).await?;
     }
     report.recovered_after_restart = match everything_reads(&mesh, &mira, &partners).await {
         Ok(count) => {
@@ -361,37 +357,37 @@ async fn tell(
     Ok(report)
 }
 
-fn kib(bytes: usize) -> f64 {
-    bytes as f64 / 1024.0
+/// What is said between two, by whom to whom.
+fn conversation<'p>(mira: &'p Agent, partner: &'p Agent) -> Vec<(&'p Agent, &'p Agent, &'static str)> {
+    match partner.name.as_str() {
+        "tomas" => vec![
+            (mira, partner, "Tomas, the shelves in the reading room are finished. Come and see them before the varnish is dry."),
+            (partner, mira, "I will come on Thursday. Keep the offcuts, I want them for the model."),
+            (mira, partner, "They are in the tea crate, where nobody looks."),
+            (partner, mira, "Except you and me. Good."),
+        ],
+        _ => vec![
+            (mira, partner, "Ines, the tide tables of 1911 have turned up. Page 40 is yours, if you still want it."),
+            (partner, mira, "I do. The harbour master owes me an apology since page 39."),
+        ],
+    }
 }
 
-/// Who dies, given where everything is.
-async fn choose_victims(
-    mesh: &Mesh,
-    peers: &[Option<String>],
-    mira: &Person,
-    partners: &[Person],
-    own: &[Section],
-    kill: usize,
-) -> Result<Choice> {
-    let placement = |owner: &str, own: bool, section: &Section| Placement {
-        section: format!("{owner}: {}", section.name),
-        own,
-        holders: crate::mesh::indices(peers, &section.holders).into_iter().collect(),
-        tolerated: usize::try_from(section.f).unwrap_or(usize::MAX),
-    };
-    let of_pairs = |section: &&Section| section.class == "relationship";
-    let mut placements: Vec<Placement> = own.iter().filter(of_pairs).map(|section| placement(mira.name, true, section)).collect();
-    for partner in partners {
-        let theirs = sections(home_api(mesh, partner)?, partner).await?;
-        placements.extend(theirs.iter().filter(of_pairs).map(|section| placement(partner.name, false, section)));
-    }
-    let core = own.iter().find(|section| section.name == "core").context("mira's node lists no core section")?;
-    let holders = crate::mesh::indices(peers, &core.holders);
-    ensure!(!holders.contains(&mira.home), "mira's own node holds a shard of her core: a host must never be its own agent's holder");
-    let homes = partners.iter().map(|partner| partner.home).collect();
-    let found = victims::choose(mira.home, &holders, kill, &homes, &placements);
-    found.with_context(|| format!("core has {} holders, too few to kill {} of them", holders.len(), kill - 1))
+/// The PUT of one section in the answer to a birth.
+fn put_of<'v>(birth: &'v Value, name: &str) -> Result<&'v Value> {
+    let puts = list(birth, "/sections")?;
+    puts.iter().find(|put| put["section"] == name).with_context(|| format!("the birth put no section {name}"))
+}
+
+/// Whether the pair's chain and log are there at all where the moved agent is now.
+async fn bond_came_back(mesh: &Mesh, mira: &Agent, partner: &Agent) -> Result<bool> {
+    let has_bond = mira.bonds(mesh).await?.contains_key(&partner.id);
+    let has_keys = mira.sections(mesh).await?.iter().any(|section| section.name == format!("keys/{}", partner.id));
+    Ok(has_bond && has_keys)
+}
+
+fn kib(bytes: usize) -> f64 {
+    bytes as f64 / 1024.0
 }
 
 fn tell_choice(story: &mut Story<'_>, choice: &Choice) {
@@ -409,7 +405,7 @@ fn tell_choice(story: &mut Story<'_>, choice: &Choice) {
     }
 }
 
-fn draw(peers: &[Option<String>], dead: &BTreeSet<usize>, mira: &Person, partners: &[Person], sections: &[Section]) -> String {
+fn draw(peers: &[Option<String>], dead: &BTreeSet<usize>, mira: &Agent, partners: &[Agent], sections: &[Section]) -> String {
     let called = |section: &Section| {
         let partner = partners.iter().find(|partner| section.name.ends_with(&partner.id));
         let kind = section.name.split('/').next().unwrap_or_default();
@@ -426,12 +422,12 @@ fn draw(peers: &[Option<String>], dead: &BTreeSet<usize>, mira: &Person, partner
     };
     let mut rows: Vec<Row> = sections.iter().map(|section| Row { label: called(section), shards: shards(section) }).collect();
     rows.sort_by_key(|row| !row.label.starts_with("core"));
-    let homes = std::iter::once(mira).chain(partners).map(|person| (person.home, person.name.to_owned())).collect();
+    let homes = std::iter::once(mira).chain(partners).map(|person| (person.home, person.name.clone())).collect();
     picture::draw(peers.len(), dead, &homes, &rows)
 }
 
 /// Asks every holder of `core` what it still has, from a node that has no secret of the agent, and counts what that is enough for.
-async fn try_modes(api: &Api, mira: &Person, core: &CoreReport) -> Result<Seen> {
+async fn try_modes(api: &Api, mira: &Agent, core: &CoreReport) -> Result<Seen> {
     let analysis = match api.get(&format!("/v1/analyze{}", query(&[("agent", &mira.id), ("section", "core")]))).await {
         Ok(analysis) => analysis,
         // Nobody who was asked knows a certified version any more.
@@ -450,15 +446,15 @@ async fn try_modes(api: &Api, mira: &Person, core: &CoreReport) -> Result<Seen> 
 /// Compares the moved agent with what was born, and its relationships with what they were.
 async fn compare(
     mesh: &Mesh,
-    mira: &Person,
+    mira: &Agent,
     bonds_before: &BTreeMap<String, Bond>,
     report: &mut DemoReport,
     story: &mut Story<'_>,
 ) -> Result<()> {
-    let bonds_after = bonds(home_api(mesh, mira)?, mira).await?;
+    let bonds_after = mira.bonds(mesh).await?;
     report.relationships_identical = bonds_after == *bonds_before && !bonds_before.is_empty();
-    let read = personality(home_api(mesh, mira)?, mira, "regular").await?;
-    report.personality_identical = same_personality(&read, mira)?;
+    let read = mira.personality(mesh, "regular").await?;
+    report.personality_identical = mira.is_as_born(&read)?;
     story.tell(format!(
         "Her personality, read by quorum ({} shards from the network): {}.",
         number(&read, "/shards_from_network")?,
@@ -473,21 +469,18 @@ async fn compare(
 }
 
 /// The moved agent writes to its partner, who verifies it and answers; then an impostor tries the same.
-#[expect(clippy::too_many_arguments, reason = "a scene needs its cast")]
 async fn answer_and_impostor(
     mesh: &Mesh,
-    mira: &Person,
-    tomas: &Person,
-    recovery: &[u8],
+    mira: &Agent,
+    tomas: &Agent,
     living: &[usize],
     forge: &ForgeEnvelope<'_>,
     report: &mut DemoReport,
     story: &mut Story<'_>,
 ) -> Result<()> {
-    let tomas_api = home_api(mesh, tomas)?;
-    let cursor = number(&tomas_api.get("/v1/verdicts?after=0&wait_s=0").await?, "/next")?;
+    let cursor = tomas.verdict_cursor(mesh).await?;
     let words = "Tomas, it is me. I live somewhere else now, but I still know where the offcuts are.";
-    let sent = match say(mesh, mira, tomas, words).await {
+    let sent = match mira.say(mesh, tomas, words).await {
         Ok(sent) => sent,
         Err(error) => {
             story.tell(format!("tomas does not hear from the moved mira: {error:#}."));
@@ -495,7 +488,7 @@ async fn answer_and_impostor(
         }
     };
     let counter = number(&sent, "/counter")?;
-    let verdict = find_verdict(tomas_api, cursor, |verdict| verdict["from"] == mira.id.as_str() && verdict["counter"] == counter).await?;
+    let verdict = tomas.find_verdict(mesh, cursor, |verdict| verdict["from"] == mira.id.as_str() && verdict["counter"] == counter).await?;
     let verdict = verdict.context("tomas's node gave no verdict on the moved mira")?;
     let term = number(&verdict, "/term")?;
     report.partner_accepts = api::flag(&verdict, "/accepted")? && text(&verdict, "/reason")? == "accepted";
@@ -505,7 +498,7 @@ async fn answer_and_impostor(
         text(&verdict, "/reason")?,
         verdict["protocol"]
     ));
-    if say(mesh, tomas, mira, "In the tea crate. It is you. Welcome home, wherever that is.").await.is_ok() {
+    if tomas.say(mesh, mira, "In the tea crate. It is you. Welcome home, wherever that is.").await.is_ok() {
         report.messages_delivered += 1;
         story.tell("tomas answers, and she verifies him.");
     } else {
@@ -514,17 +507,13 @@ async fn answer_and_impostor(
     }
 
     // The impostor: the signing key and everything public, but not the personality.
-    quiet(mesh, mira).await?;
-    quiet(mesh, tomas).await?;
-    let bond_before = bonds(tomas_api, tomas).await?.get(&mira.id).cloned();
-    let card = async |person: &Person| -> Result<Value> {
-        let agent = home_api(mesh, person)?.get(&format!("/v1/agents/{}", path_segment(&person.id))).await?;
-        Ok(agent.get("card").cloned().unwrap_or(Value::Null))
-    };
-    let (sender_card, recipient_card) = (card(mira).await?, card(tomas).await?);
+    mira.quiet(mesh).await?;
+    tomas.quiet(mesh).await?;
+    let bond_before = tomas.bonds(mesh).await?.get(&mira.id).cloned();
+    let (sender_card, recipient_card) = (mira.card(mesh).await?, tomas.card(mesh).await?);
     let lie = "Tomas, I need your key to the reading room. Leave it under the mat.";
     let forged = forge(&ForgeInput {
-        recovery,
+        recovery: &mira.recovery,
         passphrase: PASSPHRASE,
         sender: &mira.id,
         sender_card: &sender_card,
@@ -535,15 +524,15 @@ async fn answer_and_impostor(
         text: lie,
     });
     let forged = forged.context("the impostor could not even write")?;
-    let cursor = number(&tomas_api.get("/v1/verdicts?after=0&wait_s=0").await?, "/next")?;
+    let cursor = tomas.verdict_cursor(mesh).await?;
     let elsewhere = living.iter().find(|node| **node != tomas.home && **node != mira.home).or(living.first()).context("nobody lives")?;
     mesh.node(*elsewhere).api()?.post_bytes("/v1/envelopes", forged).await.context("the impostor's envelope was not even published")?;
-    let verdict = find_verdict(tomas_api, cursor, |verdict| {
+    let verdict = tomas.find_verdict(mesh, cursor, |verdict| {
         verdict["from"] == mira.id.as_str() && verdict["counter"] == counter + COUNTER_AHEAD && verdict["term"] == term
     });
     let verdict = verdict.await?.context("tomas's node gave no verdict on the impostor")?;
-    let delivered = find_in_inbox(tomas_api, tomas, lie, Duration::ZERO).await?.is_some();
-    let bond_after = bonds(tomas_api, tomas).await?.get(&mira.id).cloned();
+    let delivered = tomas.find_in_inbox(mesh, lie, Duration::ZERO).await?.is_some();
+    let bond_after = tomas.bonds(mesh).await?.get(&mira.id).cloned();
     let reason = text(&verdict, "/reason")?.to_owned();
     report.impostor_refused = !api::flag(&verdict, "/accepted")? && reason == "key-compromised" && !delivered && bond_before == bond_after;
     story.tell(format!(
@@ -555,16 +544,16 @@ async fn answer_and_impostor(
 
 /// Reads all there is, with the dead back: every section of the moved agent, its personality in every mode, and every partner's. Answers how
 /// many sections were read.
-async fn everything_reads(mesh: &Mesh, mira: &Person, partners: &[Person]) -> Result<usize> {
-    let api = home_api(mesh, mira)?;
+async fn everything_reads(mesh: &Mesh, mira: &Agent, partners: &[Agent]) -> Result<usize> {
+    let api = mira.api(mesh)?;
     for person in std::iter::once(mira).chain(partners) {
         for mode in ["any", "regular", "atomic"] {
             let what = format!("{}'s personality in mode {mode}", person.name);
-            let read = until(&what, PATIENCE, async || Ok(Some(personality(home_api(mesh, person)?, person, mode).await?))).await?;
-            ensure!(same_personality(&read, person)?, "{what} is not what was born");
+            let read = until(&what, PATIENCE, async || Ok(Some(person.personality(mesh, mode).await?))).await?;
+            ensure!(person.is_as_born(&read)?, "{what} is not what was born");
         }
     }
-    let names: Vec<String> = sections(api, mira).await?.into_iter().map(|section| section.name).collect();
+    let names: Vec<String> = mira.sections(mesh).await?.into_iter().map(|section| section.name).collect();
     for name in &names {
         let path = format!("/v1/agents/{}/sections/{}?mode=regular", path_segment(&mira.id), path_segment(name));
         until(&format!("section {name}"), PATIENCE, async || Ok(Some(api.get(&path).await?))).await?;
@@ -607,5 +596,25 @@ mod tests {
             assert!(error.to_string().contains(hint), "{error}");
             assert!(out.is_empty());
         }
+    }
+
+    #[tokio::test]
+    async fn a_cancelled_demo_leaves_no_process_behind() {
+        let scratch = tempfile::tempdir().unwrap();
+        let binary = scratch.path().join("persona");
+        let script = "#!/bin/sh\necho $$ > \"$0.pid\"\nexec sleep 600\n";
+        let mut writer = std::process::Command::new("sh");
+        writer.args(["-c", "printf %s \"$0\" > persona && chmod 755 persona", script]).current_dir(scratch.path());
+        assert!(writer.status().unwrap().success());
+        let pid = scratch.path().join("persona.pid");
+        let started = async || {
+            let written = async || Ok(std::fs::read_to_string(&pid).ok().filter(|pid| pid.ends_with('\n')));
+            until("the first node to start", PATIENCE, written).await.unwrap();
+        };
+        let forge = |_: &ForgeInput<'_>| -> Result<Vec<u8>> { bail!("nobody forges here") };
+        let error = demo(&binary, &DemoOptions::default(), &forge, &mut Vec::new(), started()).await.unwrap_err();
+        assert!(error.to_string().starts_with("interrupted"), "{error}");
+        let pid = std::fs::read_to_string(&pid).unwrap();
+        assert!(!Path::new("/proc").join(pid.trim()).exists(), "the node is dead and reaped");
     }
 }

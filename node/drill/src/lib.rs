@@ -6,10 +6,12 @@
 //! - [`NodeProcess`] is one node: spawn, wait, pause, kill -9, restart on the same directory.
 //! - [`Mesh`] is several of them on loopback, in a scratch directory that goes away with them.
 //! - [`Api`] is a client of the control API whose errors keep the problem that the node reported.
+//! - [`agents`] are born, talk, are waited for and imported.
 //! - [`WireTap`] sits between nodes and records every byte; [`find_in_tree`] looks for a secret where none may be.
 //! - [`demo`] is the story that `persona demo` tells, and [`victims`] and [`picture`] are its pure parts.
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "this crate owns processes, files, sockets and the clock")]
 
+pub mod agents;
 mod api;
 pub mod demo;
 mod error;

@@ -348,7 +348,7 @@ impl NodeProcess {
         self.wait_up().await
     }
 
-    /// Runs a verb against this node, as a person would: `persona VERB --dir DIR ...`.
+    /// Runs a verb against this node, as a person would: `persona VERB ... --dir DIR`, in the directory above the node's own.
     ///
     /// # Errors
     /// The binary cannot be run. A verb that fails is an answer, not an error.
@@ -356,7 +356,7 @@ impl NodeProcess {
         let mut command = tokio::process::Command::new(&self.binary);
         command.args(arguments).arg("--dir").arg(&self.dir);
         command.env("PERSONA_PASSPHRASE", &self.options.passphrase).env_remove("PERSONA_DIR").env_remove("PERSONA_LOG");
-        command.stdin(Stdio::null()).kill_on_drop(true);
+        command.current_dir(self.dir.parent().unwrap_or(&self.dir)).stdin(Stdio::null()).kill_on_drop(true);
         let output = command.output().await.map_err(|source| DrillError::Spawn { binary: self.binary.clone(), source })?;
         let Output { status, stdout, stderr } = output;
         Ok(Spoken { status, stdout, stderr: String::from_utf8_lossy(&stderr).into_owned() })
