@@ -353,6 +353,9 @@ mod tests {
             read(&fields.clone().with(HEAD, after(4).to_fields(&signer).get(HEAD).expect("there").to_vec())),
             Err(RelationshipError::Summary)
         );
+        let mut grafted = Relationship { last: after(3).head(), ..after(0) };
+        grafted.append(interaction(3));
+        assert_eq!(read(&grafted.to_fields(&signer)), Err(RelationshipError::Chain(0)), "a chain that begins in the middle of another");
         let thief = Ed25519Signer::from_seed(&[9; 32]);
         assert_eq!(read(&relationship.to_fields(&thief)), Err(RelationshipError::Head));
         assert_eq!(

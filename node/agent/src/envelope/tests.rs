@@ -293,6 +293,24 @@ fn a_stolen_signing_key_without_the_behaviour_is_told_from_the_agent() {
     }
 }
 
+/// The order is a proof of its own: not even the right tag makes up for a wrong one.
+#[test]
+fn a_wrong_order_under_the_right_tag_is_refused() {
+    let (mut ada, bob) = acquainted();
+    let key = ada.pair.clone().expect("met").next_key(&ada.me, &card(&bob.me), &mut rng(1)).expect("a key").key;
+    let genuine = ada.send(&bob, "hello");
+    let mut tagged = envelope(&genuine);
+    let untagged = |envelope: &Envelope| {
+        let bytes = wire::encode(envelope);
+        bytes[..bytes.len() - SIGNATURE_BYTES - TAG_BYTES].to_vec()
+    };
+    assert_eq!(tag(&key, Mode::Normal, &untagged(&tagged)), tagged.tag, "this is the key");
+    tagged.order.reverse();
+    tagged.tag = tag(&key, Mode::Normal, &untagged(&tagged));
+    let (verdict, accepted) = bob.judge(&sign(tagged, ada.me.signer()), &card(&ada.me));
+    assert_eq!((verdict.reason, verdict.protocol, accepted.is_none()), (Reason::KeyCompromised, 0.0, true));
+}
+
 #[test]
 fn a_copy_of_the_whole_agent_that_makes_its_own_contact_is_called_a_clone() {
     let (mut ada, mut bob) = ends();
@@ -352,15 +370,19 @@ fn of_many_skipped_messages_the_latest_can_still_be_read() {
 #[test]
 fn after_a_takeover_the_new_host_is_believed_and_the_old_one_is_not() {
     let (mut ada, mut bob) = acquainted();
+    let late = ada.send(&bob, "overtaken");
+    let overtaking = ada.send(&bob, "overtaking");
+    bob.receive(&overtaking, &ada).expect("accepted");
     let in_flight = ada.send(&bob, "sent before the host died");
     let mut new_host = End { me: taken_over(&ada.me, 2), pair: ada.pair.clone(), rng: rng(5) };
     let first_card = card(&ada.me);
     let hello = new_host.send(&bob, "I moved");
     assert_eq!(envelope(&hello).header.counter, 0);
     assert_eq!(bob.receive_by_card(&hello, &first_card), Err(Reason::UncertifiedTerm));
+    assert_eq!(bob.receive(&in_flight, &new_host), Err(Reason::StaleTerm), "the card is enough to know better");
     assert_eq!(bob.receive(&hello, &new_host), Ok(("I moved".into(), 1.0)));
     assert_eq!(bob.receive_by_card(&in_flight, &first_card), Err(Reason::StaleTerm));
-    assert_eq!(bob.receive(&in_flight, &new_host), Err(Reason::StaleTerm));
+    assert_eq!(bob.receive(&late, &new_host), Err(Reason::StaleTerm));
     let old_host = ada.send(&bob, "I am still here");
     assert_eq!(bob.receive_by_card(&old_host, &first_card), Err(Reason::StaleTerm));
     assert_eq!(bob.receive(&hello, &new_host), Err(Reason::Replay));
