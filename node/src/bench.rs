@@ -138,7 +138,7 @@ fn coding_and_sealing_ms(bytes: u32, level: u8) -> (f64, f64) {
 }
 
 /// Puts, then gets, `operations` of each, from `clients` tasks at once.
-pub async fn storage(shared: &Arc<Shared>, bytes: u32, level: u8, clients: u32, operations: u32) -> Result<Value, CallError> {
+pub(crate) async fn storage(shared: &Arc<Shared>, bytes: u32, level: u8, clients: u32, operations: u32) -> Result<Value, CallError> {
     let (coding_ms, sealing_ms) = coding_and_sealing_ms(bytes, level);
     // One of each first: connections, lookups and caches are warm for all.
     run(shared, clients, clients, move |slot| Call::BenchPut { slot, bytes, level }).await?;

@@ -336,7 +336,8 @@ pub fn main() -> ExitCode {
 }
 
 fn logs() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("PERSONA_LOG").unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,libp2p=warn"));
+    let filter = tracing_subscriber::EnvFilter::try_from_env("PERSONA_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,libp2p=warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
 }
 
@@ -345,7 +346,9 @@ fn tell(error: &anyhow::Error, as_json: bool) {
     let failure = error.downcast_ref::<Failure>();
     if as_json {
         let value = match failure {
-            Some(failure) => json!({"error": {"title": failure.title, "detail": failure.detail, "hint": failure.hint, "data": failure.data}}),
+            Some(failure) => {
+                json!({"error": {"title": failure.title, "detail": failure.detail, "hint": failure.hint, "data": failure.data}})
+            }
             None => json!({"error": {"title": "failed", "detail": format!("{error:#}"), "hint": "", "data": {}}}),
         };
         output::line(&value.to_string());
@@ -386,7 +389,12 @@ async fn run(verb: Verb, common: &Common) -> anyhow::Result<ExitCode> {
             show(common, &reply, |reply| {
                 rows(&reply["peers"], |peer| {
                     let rtt = peer["rtt_ms"].as_f64().map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1} ms"));
-                    format!("{}  {:<9} {rtt:>9}  {}", text(&peer["peer_id"]), if peer["outgoing"] == true { "outgoing" } else { "incoming" }, text(&peer["address"]))
+                    format!(
+                        "{}  {:<9} {rtt:>9}  {}",
+                        text(&peer["peer_id"]),
+                        if peer["outgoing"] == true { "outgoing" } else { "incoming" },
+                        text(&peer["address"])
+                    )
                 })
             });
         }
@@ -401,10 +409,21 @@ async fn run(verb: Verb, common: &Common) -> anyhow::Result<ExitCode> {
             let reply = common.client()?.get(&format!("/v1/agents/{}/personality?mode={mode}", segment(&agent))).await?;
             let chosen = if attributes { text(&reply["attributes"]).to_owned() } else { format!("{}\n", text(&reply["document"])) };
             if attributes && reply["attributes"].is_null() {
-                return Err(Failure::new("no-attributes", format!("{agent} was born without attributes"), "without --attributes its document is printed").into());
+                return Err(Failure::new(
+                    "no-attributes",
+                    format!("{agent} was born without attributes"),
+                    "without --attributes its document is printed",
+                )
+                .into());
             }
             deliver(common, &reply, chosen.as_bytes(), output.as_deref())?;
-            note(&format!("read from {} holders, {} shards from the network, {} in {:.1} ms", reply["holders_answered"], reply["shards_from_network"], text(&reply["fresh"]), number(&reply["ms"])));
+            note(&format!(
+                "read from {} holders, {} shards from the network, {} in {:.1} ms",
+                reply["holders_answered"],
+                reply["shards_from_network"],
+                text(&reply["fresh"]),
+                number(&reply["ms"])
+            ));
         }
         Verb::Section(verb) => section(verb, common).await?,
         Verb::Certificate(verb) => certificate(verb, common).await?,
@@ -415,11 +434,13 @@ async fn run(verb: Verb, common: &Common) -> anyhow::Result<ExitCode> {
         Verb::Send { from, to, text: message } => {
             let client = common.client()?;
             let reply = client.post(&format!("/v1/agents/{}/send", segment(&from)), &json!({"to": to, "text": message})).await?;
-            show(common, &reply, |reply| format!("sent to {} as message {} of term {}", text(&reply["to"]), reply["counter"], reply["term"]));
+            show(common, &reply, |reply| {
+                format!("sent to {} as message {} of term {}", text(&reply["to"]), reply["counter"], reply["term"])
+            });
         }
         Verb::Inbox { agent, follow, after } => inbox(common, &agent, follow, after).await?,
         Verb::Bench(BenchVerb::Storage { bytes, level, clients, operations, nodes }) => {
-            return crate::cli::bench_storage(common, bytes, level, &clients, operations, nodes).await;
+            return bench_storage(common, bytes, level, &clients, operations, nodes).await;
         }
         Verb::Demo(options) => return demo(options, common).await,
     }
@@ -434,9 +455,15 @@ async fn agent(verb: AgentVerb, common: &Common) -> anyhow::Result<()> {
                 Some(file) => Some(std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?),
                 None => None,
             };
-            let file = recovery.map_or_else(|| Ok::<_, anyhow::Error>(common.dir()?.join("recovery").join(format!("{name}.persona-recovery"))), Ok)?;
+            let file = recovery
+                .map_or_else(|| Ok::<_, anyhow::Error>(common.dir()?.join("recovery").join(format!("{name}.persona-recovery"))), Ok)?;
             if file.exists() {
-                return Err(Failure::new("exists", format!("{} exists already", file.display()), "a recovery file is never replaced: choose another with --recovery").into());
+                return Err(Failure::new(
+                    "exists",
+                    format!("{} exists already", file.display()),
+                    "a recovery file is never replaced: choose another with --recovery",
+                )
+                .into());
             }
             let body = json!({"name": name, "role": role, "attributes": attributes, "place": place});
             let mut reply = client.post("/v1/agents", &body).await?;
@@ -448,7 +475,14 @@ async fn agent(verb: AgentVerb, common: &Common) -> anyhow::Result<()> {
             show(common, &reply, |reply| {
                 let sections = rows(&reply["sections"], |put| {
                     let tolerance = if put["byzantine_tolerant"] == true { String::new() } else { ", not Byzantine-tolerant".to_owned() };
-                    format!("  {:<6} {} of {} holders have a shard, any {} give it back: level {}{tolerance}", text(&put["section"]), put["placed"], put["n"], put["k"], put["level"])
+                    format!(
+                        "  {:<6} {} of {} holders have a shard, any {} give it back: level {}{tolerance}",
+                        text(&put["section"]),
+                        put["placed"],
+                        put["n"],
+                        put["k"],
+                        put["level"]
+                    )
                 });
                 format!("{} is born: {}\n{sections}", text(&reply["name"]), text(&reply["agent"]))
             });
@@ -470,14 +504,33 @@ async fn agent(verb: AgentVerb, common: &Common) -> anyhow::Result<()> {
             show(common, &reply, |reply| {
                 let sections = rows(&reply["sections"], |section| {
                     let left = section["expires_in_s"].as_f64().map_or_else(|| "-".to_owned(), |left| format!("{left:.0} s left"));
-                    format!("  {:<40} {:<12} level {}  {}/{} placed  {left}  {}", text(&section["name"]), text(&section["class"]), section["level"], section["placed"], section["n"], text(&section["kad_key"]))
+                    format!(
+                        "  {:<40} {:<12} level {}  {}/{} placed  {left}  {}",
+                        text(&section["name"]),
+                        text(&section["class"]),
+                        section["level"],
+                        section["placed"],
+                        section["n"],
+                        text(&section["kad_key"])
+                    )
                 });
-                format!("{}  {}\nterm {}  {}\n{sections}", text(&reply["name"]), text(&reply["agent"]), reply["term"], text(&reply["state"]))
+                format!(
+                    "{}  {}\nterm {}  {}\n{sections}",
+                    text(&reply["name"]),
+                    text(&reply["agent"]),
+                    reply["term"],
+                    text(&reply["state"])
+                )
             });
         }
         AgentVerb::Export { agent, file, passphrase_file } => {
             if file.exists() {
-                return Err(Failure::new("exists", format!("{} exists already", file.display()), "a recovery file is never replaced: choose another name").into());
+                return Err(Failure::new(
+                    "exists",
+                    format!("{} exists already", file.display()),
+                    "a recovery file is never replaced: choose another name",
+                )
+                .into());
             }
             let own = match passphrase_file {
                 Some(file) => Some(passphrase(&PassphraseSource::File(file), PassphrasePurpose::Seal)?),
@@ -500,14 +553,23 @@ async fn agent(verb: AgentVerb, common: &Common) -> anyhow::Result<()> {
             let reply = client.post("/v1/agents/import", &body).await?;
             show(common, &reply, |reply| {
                 let sections = rows(&reply["sections"], |section| {
-                    let from = section["get"]["shards_from_network"].as_u64().map_or_else(String::new, |shards| format!(", {shards} shards from the network"));
+                    let from = section["get"]["shards_from_network"]
+                        .as_u64()
+                        .map_or_else(String::new, |shards| format!(", {shards} shards from the network"));
                     format!("  {:<40} {}{from}", text(&section["section"]), text(&section["state"]))
                 });
                 let verdict = if reply["complete"] == true { "complete" } else { "incomplete: what is missing is named above" };
-                format!("{} lives here now, in term {} (read in mode {})\n{sections}\n{verdict}", text(&reply["name"]), reply["term"], text(&reply["mode"]))
+                format!(
+                    "{} lives here now, in term {} (read in mode {})\n{sections}\n{verdict}",
+                    text(&reply["name"]),
+                    reply["term"],
+                    text(&reply["mode"])
+                )
             });
             if let Some(until) = reply["bounded_stale_until_ms"].as_u64() {
-                note(&format!("too few holders answered to know that this is the newest state: a newer one may exist until {until} (ms since 1970)"));
+                note(&format!(
+                    "too few holders answered to know that this is the newest state: a newer one may exist until {until} (ms since 1970)"
+                ));
             }
         }
     }
@@ -526,7 +588,11 @@ async fn section(verb: SectionVerb, common: &Common) -> anyhow::Result<()> {
                 std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?
             };
             let mut path = format!("/v1/agents/{}/sections/{}?class={}", segment(&agent), segment(&name), segment(&class));
-            let given = [("ttl_s", ttl.map(|ttl| ttl.to_string())), ("level", level.map(|level| level.to_string())), ("require_level", require_level.map(|level| level.to_string()))];
+            let given = [
+                ("ttl_s", ttl.map(|ttl| ttl.to_string())),
+                ("level", level.map(|level| level.to_string())),
+                ("require_level", require_level.map(|level| level.to_string())),
+            ];
             for (name, value) in given.into_iter().filter_map(|(name, value)| Some((name, value?))) {
                 path.push_str(&format!("&{name}={value}"));
             }
@@ -535,7 +601,13 @@ async fn section(verb: SectionVerb, common: &Common) -> anyhow::Result<()> {
                 let tolerance = if reply["byzantine_tolerant"] == true { "" } else { " (not Byzantine-tolerant)" };
                 format!(
                     "stored as version {}: {} of {} holders signed for it, any {} of {} shards give it back: level {}{tolerance}, for {:.0} s unless renewed",
-                    text(&reply["version"]), reply["acks"], reply["n"], reply["k"], reply["n"], reply["level"], number(&reply["expires_in_s"])
+                    text(&reply["version"]),
+                    reply["acks"],
+                    reply["n"],
+                    reply["k"],
+                    reply["n"],
+                    reply["level"],
+                    number(&reply["expires_in_s"])
                 )
             });
         }
@@ -543,7 +615,13 @@ async fn section(verb: SectionVerb, common: &Common) -> anyhow::Result<()> {
             let reply = client.get(&format!("/v1/agents/{}/sections/{}?mode={mode}", segment(&agent), segment(&name))).await?;
             let content = BASE64.decode(text(&reply["content"]).as_bytes()).context("the node's answer is malformed")?;
             deliver(common, &reply, &content, output.as_deref())?;
-            note(&format!("read from {} holders, {} shards from the network, {} in {:.1} ms", reply["holders_answered"], reply["shards_from_network"], text(&reply["fresh"]), number(&reply["ms"])));
+            note(&format!(
+                "read from {} holders, {} shards from the network, {} in {:.1} ms",
+                reply["holders_answered"],
+                reply["shards_from_network"],
+                text(&reply["fresh"]),
+                number(&reply["ms"])
+            ));
         }
     }
     Ok(())
@@ -567,7 +645,11 @@ async fn certificate(verb: CertificateVerb, common: &Common) -> anyhow::Result<(
                 None => bytes,
             };
             let head = CertifiedHead::from_bytes(&bytes, &Ed25519Verifier).map_err(|error| {
-                Failure::new("invalid-certificate", format!("{}: {error}", file.display()), "it proves nothing: export it again from a node that reads the section")
+                Failure::new(
+                    "invalid-certificate",
+                    format!("{}: {error}", file.display()),
+                    "it proves nothing: export it again from a node that reads the section",
+                )
             })?;
             let manifest = &head.manifest;
             let report = json!({
@@ -579,7 +661,15 @@ async fn certificate(verb: CertificateVerb, common: &Common) -> anyhow::Result<(
             show(common, &report, |report| {
                 format!(
                     "valid: {} holders signed that version {} of {} is on their disks; any {} of its {} shards give it back\nagent {}\nsection {}\nmanifest {}\nexpires at {} (ms since 1970), unless renewed",
-                    head.certificate.acks.len(), text(&report["version"]), text(&report["kad_key"]), report["k"], report["n"], text(&report["agent"]), text(&report["kad_key"]), text(&report["manifest_hash"]), report["expires_at_ms"]
+                    head.certificate.acks.len(),
+                    text(&report["version"]),
+                    text(&report["kad_key"]),
+                    report["k"],
+                    report["n"],
+                    text(&report["agent"]),
+                    text(&report["kad_key"]),
+                    text(&report["manifest_hash"]),
+                    report["expires_at_ms"]
                 )
             });
         }
@@ -628,7 +718,12 @@ fn target_query(target: &str) -> anyhow::Result<String> {
         return Ok(format!("key={}", segment(target)));
     }
     let Some((agent, section)) = target.split_once('/').filter(|(agent, section)| !agent.is_empty() && !section.is_empty()) else {
-        return Err(Failure::new("bad-target", format!("{target:?} names no section"), "give AGENT/SECTION, such as ada/core, or a key, such as /persona/mfzwi...").into());
+        return Err(Failure::new(
+            "bad-target",
+            format!("{target:?} names no section"),
+            "give AGENT/SECTION, such as ada/core, or a key, such as /persona/mfzwi...",
+        )
+        .into());
     };
     Ok(format!("agent={}&section={}", segment(agent), segment(section)))
 }
@@ -679,13 +774,27 @@ fn status_text(reply: &Value) -> String {
     };
     let mut lines = vec![
         format!("{}  mesh {} ({})  {readiness}", text(&reply["peer_id"]), text(&reply["mesh"]), text(&reply["admission"])),
-        format!("{} peers, {} in the routing table; up for {:.0} s", reply["peers"], reply["network"]["kad_table"], number(&reply["uptime_s"])),
-        format!("holds {} shards of {} sections for others ({} bytes)", reply["store"]["shards"], reply["store"]["sections"], reply["store"]["bytes"]),
+        format!(
+            "{} peers, {} in the routing table; up for {:.0} s",
+            reply["peers"],
+            reply["network"]["kad_table"],
+            number(&reply["uptime_s"])
+        ),
+        format!(
+            "holds {} shards of {} sections for others ({} bytes)",
+            reply["store"]["shards"], reply["store"]["sections"], reply["store"]["bytes"]
+        ),
     ];
     lines.extend(reply["listen_addrs"].as_array().into_iter().flatten().map(|address| format!("listens on {}", text(address))));
     for agent in reply["agents"].as_array().into_iter().flatten() {
         let worst = agent["sections"].as_array().into_iter().flatten().filter_map(|section| section["level"].as_u64()).min().unwrap_or(0);
-        lines.push(format!("agent {}  {}  term {}  {}  lowest level {worst}", text(&agent["name"]), text(&agent["agent"]), agent["term"], text(&agent["state"])));
+        lines.push(format!(
+            "agent {}  {}  term {}  {}  lowest level {worst}",
+            text(&agent["name"]),
+            text(&agent["agent"]),
+            agent["term"],
+            text(&agent["state"])
+        ));
     }
     lines.extend(reply["advice"].as_array().into_iter().flatten().map(|advice| format!("advice: {}", text(advice))));
     lines.extend(reply["alarms"].as_array().into_iter().flatten().map(|alarm| format!("alarm: {}", text(&alarm["text"]))));
@@ -704,6 +813,84 @@ fn analysis_text(reply: &Value) -> String {
     };
     format!(
         "{}\n{}\nversion {}  manifest {}\nlevel {} now, {} asked; any {} of {} shards; {} acks in its certificate; {:.0} s left\n{holders}\n{} of {} holders answered: {modes}",
-        reply["section"].as_str().unwrap_or("(unnamed)"), text(&reply["kad_key"]), text(&reply["version"]), text(&reply["manifest_hash"]), reply["level_now"], reply["level_asked"], reply["k"], reply["n"], reply["certificate"]["acks"], number(&reply["expires_in_s"]), reply["answered"], reply["n"]
+        reply["section"].as_str().unwrap_or("(unnamed)"),
+        text(&reply["kad_key"]),
+        text(&reply["version"]),
+        text(&reply["manifest_hash"]),
+        reply["level_now"],
+        reply["level_asked"],
+        reply["k"],
+        reply["n"],
+        reply["certificate"]["acks"],
+        number(&reply["expires_in_s"]),
+        reply["answered"],
+        reply["n"]
     )
+}
+
+async fn demo(options: Demo, common: &Common) -> anyhow::Result<ExitCode> {
+    let binary = std::env::current_exe().context("cannot find this program's own file")?;
+    let options = persona_drill::demo::DemoOptions {
+        nodes: options.nodes,
+        kill: options.kill,
+        attributes: options.attributes,
+        json: common.json,
+        keep: options.keep,
+    };
+    let held = persona_drill::demo::command(&binary, &options, &crate::forge::forge, daemon::signals()).await?;
+    Ok(if held { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn bench_storage(
+    common: &Common,
+    bytes: u32,
+    level: u8,
+    clients: &[u32],
+    operations: u32,
+    nodes: Option<usize>,
+) -> anyhow::Result<ExitCode> {
+    // The mesh, if there is one, lives until this function returns.
+    let mesh = match nodes {
+        Some(nodes) => {
+            let binary = std::env::current_exe().context("cannot find this program's own file")?;
+            note(&format!("starting {nodes} nodes on loopback ..."));
+            Some(persona_drill::Mesh::start(&binary, &persona_drill::MeshOptions::of(nodes, "benchmark")).await?)
+        }
+        None => None,
+    };
+    let client = match &mesh {
+        Some(mesh) => Client::of(mesh.node(0).dir())?,
+        None => common.client()?,
+    };
+    let mut runs = Vec::new();
+    for clients in clients {
+        note(&format!("{operations} puts and gets of {bytes} bytes at level {level}, {clients} at once ..."));
+        let body = json!({"bytes": bytes, "level": level, "clients": clients, "operations": operations});
+        runs.push(client.post("/v1/bench/storage", &body).await?);
+    }
+    let status = client.get("/v1/status").await?;
+    let report =
+        json!({"runs": runs, "peers": status["peers"], "cores": std::thread::available_parallelism().map_or(0, |cores| cores.get())});
+    show(common, &report, |report| {
+        let head = "clients  operation      p50       p99   per second   crypto  coding    disk  network".to_owned();
+        let table = report["runs"].as_array().into_iter().flatten().flat_map(|run| {
+            ["put", "get"].map(|what| {
+                let (series, share) = (&run[what], &run[format!("{what}_time")]["share"]);
+                let percent = |name: &str| format!("{:.0} %", number(&share[name]) * 100.0);
+                format!(
+                    "{:>7}  {what:<9} {:>6.2} ms {:>6.2} ms {:>10.0}   {:>6}  {:>6}  {:>6}  {:>7}",
+                    run["clients"],
+                    number(&series["p50_ms"]),
+                    number(&series["p99_ms"]),
+                    number(&series["per_second"]),
+                    percent("crypto"),
+                    percent("coding"),
+                    percent("disk"),
+                    percent("network")
+                )
+            })
+        });
+        std::iter::once(head).chain(table).collect::<Vec<_>>().join("\n")
+    });
+    Ok(ExitCode::SUCCESS)
 }

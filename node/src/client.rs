@@ -10,7 +10,7 @@ use serde_json::Value;
 const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A node that runs.
-pub struct Client {
+pub(crate) struct Client {
     http: reqwest::Client,
     base: String,
     token: String,
@@ -19,42 +19,44 @@ pub struct Client {
 /// What went wrong, and what to do about it.
 #[derive(Debug, thiserror::Error)]
 #[error("{detail}")]
-pub struct Failure {
+pub(crate) struct Failure {
     /// The stable name of the error.
-    pub title: String,
+    pub(crate) title: String,
     /// One sentence.
-    pub detail: String,
+    pub(crate) detail: String,
     /// What to do next.
-    pub hint: String,
+    pub(crate) hint: String,
     /// Numbers and the like.
-    pub data: Value,
+    pub(crate) data: Value,
 }
 
 impl Failure {
     /// A failure of the command itself.
-    pub fn new(title: &str, detail: impl Into<String>, hint: impl Into<String>) -> Self {
+    pub(crate) fn new(title: &str, detail: impl Into<String>, hint: impl Into<String>) -> Self {
         Self { title: title.into(), detail: detail.into(), hint: hint.into(), data: Value::Null }
     }
 }
 
 impl Client {
     /// Finds the node that runs on a state directory.
-    pub fn of(dir: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn of(dir: &Path) -> anyhow::Result<Self> {
         let Ok((address, token)) = crate::http::find(dir) else {
             let detail = format!("no node is running in {}", dir.display());
-            return Err(Failure::new("no-node", detail, "start one with `persona up`, or name its directory with --dir or PERSONA_DIR").into());
+            return Err(
+                Failure::new("no-node", detail, "start one with `persona up`, or name its directory with --dir or PERSONA_DIR").into()
+            );
         };
         let http = reqwest::Client::builder().no_proxy().timeout(TIMEOUT).build().context("cannot set up HTTP")?;
         Ok(Self { http, base: format!("http://{address}"), token })
     }
 
     /// A request to be sent with [`Self::send`]. The path is appended as it is: escape its segments with [`segment`].
-    pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
+    pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.http.request(method, format!("{}{path}", self.base)).bearer_auth(&self.token)
     }
 
     /// Sends a request, and reads the JSON answer or the problem.
-    pub async fn send(&self, request: RequestBuilder) -> anyhow::Result<Value> {
+    pub(crate) async fn send(&self, request: RequestBuilder) -> anyhow::Result<Value> {
         let response = request.send().await.map_err(|error| {
             let hint = if error.is_timeout() {
                 "the node is alive but busy; `persona status` tells"
@@ -72,12 +74,12 @@ impl Client {
     }
 
     /// GET.
-    pub async fn get(&self, path: &str) -> anyhow::Result<Value> {
+    pub(crate) async fn get(&self, path: &str) -> anyhow::Result<Value> {
         self.send(self.request(Method::GET, path)).await
     }
 
     /// POST with a JSON body.
-    pub async fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
         self.send(self.request(Method::POST, path).json(body)).await
     }
 }
@@ -91,7 +93,7 @@ fn problem(status: StatusCode, body: &Value) -> Failure {
 }
 
 /// A path segment or a query value, percent-encoded.
-pub fn segment(text: &str) -> String {
+pub(crate) fn segment(text: &str) -> String {
     let keep = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~');
     text.bytes().map(|byte| if keep(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }

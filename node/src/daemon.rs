@@ -45,66 +45,66 @@ const BOOK_SAVE_MS: u64 = 5_000;
 
 /// How a node is started.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub(crate) struct Options {
     /// The state directory.
-    pub dir: PathBuf,
+    pub(crate) dir: PathBuf,
     /// The mesh.
-    pub mesh: String,
+    pub(crate) mesh: String,
     /// Where to listen.
-    pub listen: Vec<String>,
+    pub(crate) listen: Vec<String>,
     /// Tickets to join by.
-    pub join: Vec<String>,
+    pub(crate) join: Vec<String>,
     /// Addresses to join by.
-    pub bootstrap: Vec<String>,
+    pub(crate) bootstrap: Vec<String>,
     /// Where to serve the control API.
-    pub api: String,
+    pub(crate) api: String,
     /// The passphrase file, if there is one.
-    pub passphrase_file: Option<PathBuf>,
+    pub(crate) passphrase_file: Option<PathBuf>,
     /// Where agents are born, unless they say otherwise.
-    pub birth_place: String,
+    pub(crate) birth_place: String,
     /// Life events as JSON on stdout.
-    pub json: bool,
+    pub(crate) json: bool,
 }
 
 /// A call on its way to the node.
-pub struct PendingCall {
+pub(crate) struct PendingCall {
     call: Call,
     answer: oneshot::Sender<Result<Answer, CallError>>,
 }
 
 /// What the API shares with the daemon.
-pub struct Shared {
+pub(crate) struct Shared {
     /// Calls to the node.
     calls: mpsc::Sender<PendingCall>,
     /// The mesh, for what only it can see.
-    pub mesh: MeshHandle,
+    pub(crate) mesh: MeshHandle,
     /// The store, for its counts.
-    pub store: Store,
+    pub(crate) store: Store,
     /// Everything secret.
-    pub keystore: Mutex<Keystore>,
+    pub(crate) keystore: Mutex<Keystore>,
     /// The passphrase that seals recovery files of agents born here.
-    pub passphrase: Passphrase,
+    pub(crate) passphrase: Passphrase,
     /// Local names of agents.
-    pub names: RwLock<BTreeMap<String, OwnerKey>>,
+    pub(crate) names: RwLock<BTreeMap<String, OwnerKey>>,
     /// Turns with every delivered message and verdict: whoever waits looks again.
-    pub news: watch::Sender<u64>,
+    pub(crate) news: watch::Sender<u64>,
     /// What an operator should do about joining.
-    pub advice: RwLock<Vec<String>>,
+    pub(crate) advice: RwLock<Vec<String>>,
     /// Stops the daemon.
-    pub stop: watch::Sender<bool>,
+    pub(crate) stop: watch::Sender<bool>,
     /// The mesh's name.
-    pub mesh_name: String,
+    pub(crate) mesh_name: String,
     /// Where agents are born.
-    pub birth_place: String,
+    pub(crate) birth_place: String,
     /// When the daemon started, in monotonic microseconds.
-    pub started_us: u64,
+    pub(crate) started_us: u64,
     /// Nanoseconds spent in the node's own code, and in signatures within it, for the benchmark.
-    pub spent: Arc<crate::spent::Spent>,
+    pub(crate) spent: Arc<crate::spent::Spent>,
 }
 
 impl Shared {
     /// Asks the node.
-    pub async fn call(&self, call: Call) -> Result<Answer, CallError> {
+    pub(crate) async fn call(&self, call: Call) -> Result<Answer, CallError> {
         let (answer, answered) = oneshot::channel();
         let busy = || CallError::Busy("the node has too much to do".into());
         self.calls.try_send(PendingCall { call, answer }).map_err(|_| busy())?;
@@ -122,17 +122,13 @@ enum Happening {
 }
 
 /// Runs a node until it is told to stop.
-pub async fn up(options: Options) -> anyhow::Result<()> {
+pub(crate) async fn up(options: Options) -> anyhow::Result<()> {
     let started_us = clock::now().mono_us;
     let source = options.passphrase_file.clone().map_or(PassphraseSource::Any, PassphraseSource::File);
     let first = !options.dir.join(KEYSTORE_FILE).exists();
     let purpose = if first { PassphrasePurpose::Seal } else { PassphrasePurpose::Open };
     let secret = passphrase(&source, purpose)?;
-    let keystore = if first {
-        Keystore::create(&options.dir, &secret, Cost::STANDARD)?
-    } else {
-        Keystore::open(&options.dir, &secret)?
-    };
+    let keystore = if first { Keystore::create(&options.dir, &secret, Cost::STANDARD)? } else { Keystore::open(&options.dir, &secret)? };
     let tickets = options
         .join
         .iter()
@@ -294,7 +290,8 @@ fn load(node: &mut Node, store: &Store) -> anyhow::Result<()> {
     }
 }
 
-async fn signals() {
+/// Until SIGINT or SIGTERM.
+pub(crate) async fn signals() {
     use tokio::signal::unix::{SignalKind, signal};
     let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else {
         return std::future::pending().await;

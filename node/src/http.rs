@@ -40,15 +40,15 @@ const BODY_BYTES_MAX: usize = (1 << 20) + (64 << 10);
 const WAIT_S_MAX: u64 = 30;
 
 /// Where the API is served, until it is closed.
-pub struct Api {
+pub(crate) struct Api {
     /// `127.0.0.1:PORT`.
-    pub address: String,
+    pub(crate) address: String,
     dir: PathBuf,
 }
 
 impl Api {
     /// Removes the files by which clients find a running node.
-    pub fn close(&self) {
+    pub(crate) fn close(&self) {
         for name in ["api.addr", "api.token", "node.pid"] {
             let _ = std::fs::remove_file(self.dir.join(name));
         }
@@ -62,8 +62,9 @@ struct App {
 }
 
 /// Binds, writes the files by which clients find it, and serves.
-pub async fn serve(options: &Options, shared: Arc<Shared>) -> anyhow::Result<Api> {
-    let address: SocketAddr = options.api.parse().with_context(|| format!("--api {}: not an address and a port, such as 127.0.0.1:0", options.api))?;
+pub(crate) async fn serve(options: &Options, shared: Arc<Shared>) -> anyhow::Result<Api> {
+    let address: SocketAddr =
+        options.api.parse().with_context(|| format!("--api {}: not an address and a port, such as 127.0.0.1:0", options.api))?;
     let loopback = match address.ip() {
         IpAddr::V4(ip) => ip.is_loopback(),
         IpAddr::V6(ip) => ip.is_loopback(),
@@ -71,13 +72,16 @@ pub async fn serve(options: &Options, shared: Arc<Shared>) -> anyhow::Result<Api
     if !loopback {
         bail!("--api {address}: the control API is served on loopback only; reach it through a tunnel");
     }
-    let listener = tokio::net::TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}; choose another port with --api"))?;
+    let listener = tokio::net::TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address}; choose another port with --api"))?;
     let address = listener.local_addr()?.to_string();
     let mut token = Zeroizing::new([0; 32]);
     getrandom::fill(token.as_mut()).context("the operating system gives no randomness")?;
     let token = data_encoding::HEXLOWER.encode(token.as_slice());
     let write = |name: &str, text: &str| {
-        files::replace(&options.dir.join(name), text.as_bytes()).with_context(|| format!("cannot write {name} in {}", options.dir.display()))
+        files::replace(&options.dir.join(name), text.as_bytes())
+            .with_context(|| format!("cannot write {name} in {}", options.dir.display()))
     };
     write("api.token", &format!("{token}\n"))?;
     write("node.pid", &format!("{}\n", std::process::id()))?;
@@ -106,7 +110,9 @@ pub async fn serve(options: &Options, shared: Arc<Shared>) -> anyhow::Result<Api
         .route("/v1/verdicts", get(verdicts))
         .route("/v1/envelopes", post(envelopes))
         .route("/v1/bench/storage", post(bench_storage))
-        .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "no-such-endpoint", "there is no such endpoint", "docs/spec/api.md lists them") })
+        .fallback(|| async {
+            Problem::new(StatusCode::NOT_FOUND, "no-such-endpoint", "there is no such endpoint", "docs/spec/api.md lists them")
+        })
         .layer(middleware::from_fn_with_state(app.clone(), authorize))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(app);
@@ -157,9 +163,10 @@ impl From<CallError> for Problem {
         let status = match &error {
             CallError::NotFound { .. } | CallError::UnknownAgent(_) => StatusCode::NOT_FOUND,
             CallError::NotTheOwner { .. } => StatusCode::FORBIDDEN,
-            CallError::Unavailable { .. } | CallError::QuorumUnreachable { .. } | CallError::NotEnoughHolders { .. } | CallError::Busy(_) => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            CallError::Unavailable { .. }
+            | CallError::QuorumUnreachable { .. }
+            | CallError::NotEnoughHolders { .. }
+            | CallError::Busy(_) => StatusCode::SERVICE_UNAVAILABLE,
             CallError::DataLost { .. } => StatusCode::GONE,
             CallError::Poisoned { .. } | CallError::Unreadable { .. } => StatusCode::UNPROCESSABLE_ENTITY,
             CallError::LevelNotReached { .. } | CallError::Fenced { .. } | CallError::NameTaken(_) => StatusCode::CONFLICT,
@@ -190,8 +197,13 @@ async fn authorize(State(app): State<App>, headers: HeaderMap, request: Request,
     if same {
         return next.run(request).await;
     }
-    Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", "the bearer token is missing or wrong", "it is in the file api.token of the node's state directory")
-        .into_response()
+    Problem::new(
+        StatusCode::UNAUTHORIZED,
+        "unauthorized",
+        "the bearer token is missing or wrong",
+        "it is in the file api.token of the node's state directory",
+    )
+    .into_response()
 }
 
 fn blake3_of(text: &str) -> persona_fragments::Digest {
@@ -269,8 +281,7 @@ async fn peers(State(app): State<App>) -> Reply {
 
 async fn invite(State(app): State<App>) -> Reply {
     let me = app.shared.mesh.me().to_peer_id_string();
-    let mut addresses: Vec<String> =
-        app.shared.mesh.view().listening.iter().map(|address| format!("{address}/p2p/{me}")).collect();
+    let mut addresses: Vec<String> = app.shared.mesh.view().listening.iter().map(|address| format!("{address}/p2p/{me}")).collect();
     // An address that others can reach comes before loopback, which only this machine can.
     addresses.sort_by_key(|address| (address.starts_with("/ip4/127.") || address.starts_with("/ip6/::1"), address.contains("/quic")));
     addresses.truncate(persona_bootstrap::TICKET_ADDRESSES_MAX);
@@ -307,7 +318,9 @@ fn check_name(name: &str) -> Result<(), Problem> {
     if sound {
         return Ok(());
     }
-    Err(Problem::bad_request(format!("{name:?} is no name for an agent: 1 to 32 letters, digits, '-', '_' or '.', starting with a letter or digit")))
+    Err(Problem::bad_request(format!(
+        "{name:?} is no name for an agent: 1 to 32 letters, digits, '-', '_' or '.', starting with a letter or digit"
+    )))
 }
 
 async fn agent_create(State(app): State<App>, Json(body): Json<CreateBody>) -> Reply {
@@ -380,7 +393,12 @@ async fn agent_import(State(app): State<App>, Json(body): Json<ImportBody>) -> R
         let cost = Cost::new(kdf.m_kib, kdf.t, kdf.p).map_err(|error| Problem::bad_request(error.to_string()))?;
         let key = derive_key(&passphrase, &kdf.salt, cost).map_err(|error| Problem::bad_request(error.to_string()))?;
         let recovered = file.open(&key).map_err(|error| {
-            Problem::new(StatusCode::FORBIDDEN, "wrong-passphrase", error.to_string(), "the passphrase is the one that was in force when the file was written")
+            Problem::new(
+                StatusCode::FORBIDDEN,
+                "wrong-passphrase",
+                error.to_string(),
+                "the passphrase is the one that was in force when the file was written",
+            )
         })?;
         Ok((recovered, passphrase))
     });
@@ -415,7 +433,8 @@ async fn agent_export(State(app): State<App>, UrlPath(agent): UrlPath<String>, b
     let shared = Arc::clone(&app.shared);
     let sealed_name = name.clone();
     let sealed = tokio::task::spawn_blocking(move || recovery_file(&root, &sealed_name, own.as_ref().unwrap_or(&shared.passphrase)));
-    let recovery = sealed.await.map_err(|error| Problem::internal(error.to_string()))?.map_err(|error| Problem::internal(error.to_string()))?;
+    let recovery =
+        sealed.await.map_err(|error| Problem::internal(error.to_string()))?.map_err(|error| Problem::internal(error.to_string()))?;
     Ok(Json(json!({"agent": id.to_did(), "name": name, "recovery": BASE64.encode(recovery.as_bytes())})))
 }
 
@@ -437,7 +456,8 @@ impl ModeQuery {
 
 async fn personality(State(app): State<App>, UrlPath(agent): UrlPath<String>, Query(query): Query<ModeQuery>) -> Reply {
     let id = app.agent(&agent)?;
-    let Answer::Personality { get, name, document, attributes } = app.call(Call::Personality { agent: id, mode: query.mode()? }).await? else {
+    let Answer::Personality { get, name, document, attributes } = app.call(Call::Personality { agent: id, mode: query.mode()? }).await?
+    else {
         return Err(unexpected());
     };
     let digest = <sha2::Sha256 as sha2::Digest>::digest(document.as_bytes());
@@ -468,7 +488,8 @@ async fn section_put(
     let id = app.agent(&agent)?;
     let class = match query.class.as_deref() {
         None => Class::Document,
-        Some(name) => Class::from_name(name).ok_or_else(|| Problem::bad_request(format!("{name:?} is no class: core, relationship, active or document")))?,
+        Some(name) => Class::from_name(name)
+            .ok_or_else(|| Problem::bad_request(format!("{name:?} is no class: core, relationship, active or document")))?,
     };
     let call = Call::PutSection {
         agent: id,
@@ -634,9 +655,11 @@ async fn bench_storage(State(app): State<App>, Json(body): Json<BenchBody>) -> R
 }
 
 /// Where a running node's API is, from its state directory.
-pub fn find(dir: &Path) -> anyhow::Result<(String, String)> {
+pub(crate) fn find(dir: &Path) -> anyhow::Result<(String, String)> {
     let read = |name: &str| {
-        std::fs::read_to_string(dir.join(name)).map(|text| text.trim().to_owned()).with_context(|| format!("no node is running in {}", dir.display()))
+        std::fs::read_to_string(dir.join(name))
+            .map(|text| text.trim().to_owned())
+            .with_context(|| format!("no node is running in {}", dir.display()))
     };
     Ok((read("api.addr")?, read("api.token")?))
 }

@@ -3,13 +3,13 @@
 use std::io::Write as _;
 
 /// Writes a line to stdout.
-pub fn line(text: &str) {
+pub(crate) fn line(text: &str) {
     bytes(text.as_bytes());
     bytes(b"\n");
 }
 
 /// Writes bytes to stdout, as they are.
-pub fn bytes(bytes: &[u8]) {
+pub(crate) fn bytes(bytes: &[u8]) {
     let mut out = std::io::stdout().lock();
     if let Err(error) = out.write_all(bytes).and_then(|()| out.flush()) {
         // `persona ... | head` is no failure.

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use rand_core::{TryCryptoRng, TryRng};
 
 /// Asks the operating system each time. A system without randomness cannot run a node: that panics.
-pub struct OsRandom;
+pub(crate) struct OsRandom;
 
 impl TryRng for OsRandom {
     type Error = Infallible;

@@ -12,13 +12,13 @@ use persona_fragments::{Signature, Signer, Verifier};
 
 /// Nanoseconds since the node started.
 #[derive(Debug, Default)]
-pub struct Spent {
+pub(crate) struct Spent {
     node: AtomicU64,
     signatures: AtomicU64,
 }
 
 /// Counts the time until it is dropped.
-pub struct Running<'a> {
+pub(crate) struct Running<'a> {
     counter: &'a AtomicU64,
     since: Instant,
 }
@@ -31,7 +31,7 @@ impl Drop for Running<'_> {
 
 impl Spent {
     /// The node's own code runs now: protocol, coding, sealing and signatures.
-    pub fn node(&self) -> Running<'_> {
+    pub(crate) fn node(&self) -> Running<'_> {
         Running { counter: &self.node, since: Instant::now() }
     }
 
@@ -40,17 +40,17 @@ impl Spent {
     }
 
     /// Nanoseconds in the node's own code, and among them in signatures.
-    pub fn nanos(&self) -> (u64, u64) {
+    pub(crate) fn nanos(&self) -> (u64, u64) {
         (self.node.load(Ordering::Relaxed), self.signatures.load(Ordering::Relaxed))
     }
 }
 
 /// A signer that is timed.
-pub struct TimedSigner<S>(S, Arc<Spent>);
+pub(crate) struct TimedSigner<S>(S, Arc<Spent>);
 
 impl<S> TimedSigner<S> {
     /// Times `signer`.
-    pub fn new(signer: S, spent: Arc<Spent>) -> Self {
+    pub(crate) fn new(signer: S, spent: Arc<Spent>) -> Self {
         Self(signer, spent)
     }
 }
@@ -67,11 +67,11 @@ impl<S: Signer> Signer for TimedSigner<S> {
 }
 
 /// A verifier that is timed.
-pub struct TimedVerifier<V>(V, Arc<Spent>);
+pub(crate) struct TimedVerifier<V>(V, Arc<Spent>);
 
 impl<V> TimedVerifier<V> {
     /// Times `verifier`.
-    pub fn new(verifier: V, spent: Arc<Spent>) -> Self {
+    pub(crate) fn new(verifier: V, spent: Arc<Spent>) -> Self {
         Self(verifier, spent)
     }
 }

@@ -10,6 +10,7 @@ use std::{
     collections::BTreeMap,
     io,
     sync::{Arc, Condvar, Mutex},
+    time::{Duration, Instant},
 };
 
 use chacha20::ChaCha20Rng;
@@ -17,7 +18,7 @@ use persona::store::{Check, Store, StoreError, StoreEvent, StoreObserver, StoreS
 use persona_mesh_proto::storage::{PersistId, Table, Write};
 use rand_core::{Rng, SeedableRng};
 use redb::StorageBackend;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TryRecvError};
 
 const SECTOR_BYTES: usize = 512;
 
@@ -224,6 +225,19 @@ fn each_sync_comes_before_its_report(steps: &[StoreStep]) -> usize {
     reports
 }
 
+/// The next thing that the writer says. A test that waits for ever tells nobody why.
+fn next(events: &mut mpsc::Receiver<StoreEvent>) -> Option<StoreEvent> {
+    let give_up = Instant::now() + Duration::from_secs(20);
+    loop {
+        match events.try_recv() {
+            Ok(event) => return Some(event),
+            Err(TryRecvError::Disconnected) => return None,
+            Err(TryRecvError::Empty) => assert!(Instant::now() < give_up, "the writer says nothing"),
+        }
+        std::thread::sleep(Duration::from_micros(50));
+    }
+}
+
 type Contents = BTreeMap<(Table, Vec<u8>), Vec<u8>>;
 
 fn contents(store: &Store) -> Contents {
@@ -344,7 +358,11 @@ fn storm(seed: u64, cuts: usize, check: Check, torn: bool, lies: bool) -> Result
                         let values = oracle.reported.iter().filter(|((of, _), _)| *of == table.table);
                         assert_eq!(table.bytes, values.map(|((_, key), value)| (key.len() + value.len()) as u64).sum::<u64>());
                     }
+                    let begun = next_id;
                     'power: loop {
+                        if next_id - begun > 1000 {
+                            return Err(format!("cut {}: a thousand batches, and the disk was not asked to sync them", seen.cuts));
+                        }
                         for _ in 0..1 + below(&mut rng, 5) {
                             let (id, writes) = (PersistId(next_id), batch(&mut rng));
                             next_id += 1;
@@ -353,7 +371,7 @@ fn storm(seed: u64, cuts: usize, check: Check, torn: bool, lies: bool) -> Result
                             oracle.submitted.push((id, writes));
                         }
                         conductor.turn();
-                        match events.blocking_recv().expect("the writer says something") {
+                        match next(&mut events).expect("the writer says something") {
                             StoreEvent::Persisted(ids) => oracle.persisted(&ids),
                             StoreEvent::Failed(_) => break 'power,
                         }
@@ -415,7 +433,7 @@ fn a_report_waits_for_the_sync() {
     for round in 0..50 {
         store.submit(PersistId(round), vec![Write::set(Table::Prepared, "key", round.to_le_bytes())]).unwrap();
         conductor.turn();
-        assert_eq!(events.blocking_recv(), Some(StoreEvent::Persisted(vec![PersistId(round)])));
+        assert_eq!(next(&mut events), Some(StoreEvent::Persisted(vec![PersistId(round)])));
         // The word was given: from here on the durable image alone must do.
         let (sender, _events) = mpsc::channel(1);
         let copy = Store::open_with_backend(Disk::new(disk.synced(), None), Check::Always, sender, None).unwrap();
@@ -432,18 +450,18 @@ fn a_failed_sync_is_said_once_and_ends_the_store() {
     let (sender, mut events) = mpsc::channel(64);
     let store = Store::open_with_backend(disk.clone(), Check::Always, sender, None).unwrap();
     store.submit(PersistId(1), vec![Write::set(Table::Shard, "kept", "1")]).unwrap();
-    assert_eq!(events.blocking_recv(), Some(StoreEvent::Persisted(vec![PersistId(1)])));
+    assert_eq!(next(&mut events), Some(StoreEvent::Persisted(vec![PersistId(1)])));
 
     disk.0.lock().unwrap().fail_sync = true;
     store.submit(PersistId(2), vec![Write::set(Table::Shard, "lost", "2")]).unwrap();
-    let Some(StoreEvent::Failed(why)) = events.blocking_recv() else { panic!("the failure is not reported") };
+    let Some(StoreEvent::Failed(why)) = next(&mut events) else { panic!("the failure is not reported") };
     assert!(why.contains("the disk is failing"), "{why}");
     // The disk is well again, and it does not matter.
     let refused = store.submit(PersistId(3), vec![Write::set(Table::Shard, "more", "3")]);
     assert!(matches!(&refused, Err(SubmitError::Failed(said)) if *said == why), "{refused:?}");
     store.close();
     drop(store);
-    assert_eq!(events.blocking_recv(), None, "nothing more is said");
+    assert_eq!(next(&mut events), None, "nothing more is said");
 
     let (sender, _events) = mpsc::channel(64);
     let store = Store::open_with_backend(Disk::new(disk.synced(), None), Check::Always, sender, None).unwrap();
@@ -462,20 +480,20 @@ fn what_waits_is_written_in_one_commit_and_before_closing() {
         store.submit(PersistId(id), vec![Write::set(Table::Shard, [id as u8], "value")]).unwrap();
     }
     conductor.turn();
-    assert_eq!(events.blocking_recv(), Some(StoreEvent::Persisted((0..100).map(PersistId).collect())));
+    assert_eq!(next(&mut events), Some(StoreEvent::Persisted((0..100).map(PersistId).collect())));
     let stats = store.stats().unwrap();
     assert_eq!((stats.commits, stats.batches, stats.group_sizes[6]), (1, 100, 1));
     assert_eq!(stats.syncs - opened.syncs, 1, "shards alone cost one sync");
 
     store.submit(PersistId(100), vec![Write::set(Table::Intent, "key", "value")]).unwrap();
     conductor.turn();
-    assert_eq!(events.blocking_recv(), Some(StoreEvent::Persisted(vec![PersistId(100)])));
+    assert_eq!(next(&mut events), Some(StoreEvent::Persisted(vec![PersistId(100)])));
     assert_eq!(store.stats().unwrap().syncs - stats.syncs, 2, "a promise costs two");
 
     store.submit(PersistId(101), vec![Write::set(Table::Own, "last", "value")]).unwrap();
     conductor.set_free();
     store.close();
-    assert_eq!(events.blocking_recv(), Some(StoreEvent::Persisted(vec![PersistId(101)])));
+    assert_eq!(next(&mut events), Some(StoreEvent::Persisted(vec![PersistId(101)])));
     assert_eq!(store.submit(PersistId(102), vec![]), Err(SubmitError::Closed));
     assert!(matches!(store.get(Table::Own, b"last"), Err(StoreError::Closed)));
 }

@@ -8,6 +8,7 @@ pub struct Tag(pub u32);
 
 /// What became of a request. A machine also copes with no reply at all, and with one that comes late or twice.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "handed on at once, never kept")]
 pub enum Reply {
     /// The peer answered.
     Answer(Response),

@@ -193,7 +193,7 @@ pub enum GetError {
         /// The version.
         version: Version,
         /// The evidence.
-        manifest: ManifestWire,
+        manifest: Box<ManifestWire>,
     },
     /// Only versions older than one already returned by this node were found.
     #[error("found version {found}, older than version {floor} read before; try again when more holders are back")]
@@ -767,7 +767,7 @@ impl Get {
             }
             let shards = self.shards_of(manifest).map(|(index, bytes)| (index, bytes.clone())).collect();
             let content = reconstruct(manifest, &shards).map_err(|error| match error {
-                ReconstructError::Poisoned => GetError::Poisoned { version, manifest: manifest.wire().clone() },
+                ReconstructError::Poisoned => GetError::Poisoned { version, manifest: Box::new(manifest.wire().clone()) },
                 ReconstructError::TooFew { have, need } => GetError::Unavailable { version, have, need, asked: manifest.shape.n() },
             });
             if let (Mode::Atomic, Ok(content)) = (self.task.mode, &content) {

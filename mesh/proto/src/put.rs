@@ -141,7 +141,7 @@ pub enum PutError {
         /// The version.
         version: Version,
         /// The verified other manifest.
-        other: ManifestWire,
+        other: Box<ManifestWire>,
     },
     /// Too many holders refused.
     #[error("refused by {by}: {reason}")]
@@ -408,7 +408,7 @@ impl Put {
             },
             (_, Response::Conflict { manifest: other }) => match SignedManifest::verify(other, verifier) {
                 Ok(other) if other.key == manifest.key && other.version == manifest.version && other.hash() != manifest.hash() => {
-                    Verdict::Over(PutError::Conflict { version: manifest.version, other: other.wire().clone() })
+                    Verdict::Over(PutError::Conflict { version: manifest.version, other: Box::new(other.wire().clone()) })
                 }
                 _ => Verdict::Out,
             },

@@ -5,8 +5,8 @@ use persona_mesh_proto::get::Mode;
 use zeroize::Zeroizing;
 
 use crate::report::{
-    AgentReport, AnalysisReport, GetReport, ImportReport, InboxReport, OutboxReport, PutReport, RelationshipsReport, SentReport, StatusReport,
-    VerdictsReport,
+    AgentReport, AnalysisReport, GetReport, ImportReport, InboxReport, OutboxReport, PutReport, RelationshipsReport, SentReport,
+    StatusReport, VerdictsReport,
 };
 
 /// One request to the node. Every call is answered exactly once.
@@ -341,14 +341,24 @@ impl CallError {
     /// What to do next.
     pub fn hint(&self) -> String {
         match self {
-            Self::NotFound { .. } => "a section lives for its TTL after its owner's last refresh: ask the owner's node, or check the name and the mesh".into(),
-            Self::NotTheOwner { .. } => "`persona agent import FILE` brings the agent here from its recovery file; its public card is in the error's data".into(),
-            Self::Unavailable { .. } => "`persona analyze` names the holders that are silent; the section reads again when enough of them are back".into(),
-            Self::QuorumUnreachable { .. } => "`--mode any` reads what there is, labelled maybe-stale; `persona analyze` names the silent holders".into(),
+            Self::NotFound { .. } => {
+                "a section lives for its TTL after its owner's last refresh: ask the owner's node, or check the name and the mesh".into()
+            }
+            Self::NotTheOwner { .. } => {
+                "`persona agent import FILE` brings the agent here from its recovery file; its public card is in the error's data".into()
+            }
+            Self::Unavailable { .. } => {
+                "`persona analyze` names the holders that are silent; the section reads again when enough of them are back".into()
+            }
+            Self::QuorumUnreachable { .. } => {
+                "`--mode any` reads what there is, labelled maybe-stale; `persona analyze` names the silent holders".into()
+            }
             Self::DataLost { .. } => "bring the agent's own node back: it holds the section on its disk and places it again".into(),
             Self::Poisoned { .. } => "nothing can be read from this version; its owner must put it again".into(),
             Self::LevelNotReached { .. } => "let more nodes join, or ask for a lower level".into(),
-            Self::NotEnoughHolders { .. } => "`persona peers` shows who is connected; the same bytes are sent again until they are stored".into(),
+            Self::NotEnoughHolders { .. } => {
+                "`persona peers` shows who is connected; the same bytes are sent again until they are stored".into()
+            }
             Self::Fenced { .. } => "use the agent on the node that took it over; `persona agent import` brings it back here".into(),
             Self::Unreadable { .. } => "the recovery file or the keys belong to another agent, or the owner's data is damaged".into(),
             Self::TooLarge(_) => "split it into several sections".into(),

@@ -76,7 +76,8 @@ impl Agent {
         let mut behind = Vec::new();
         for (place, sealed) in &rows.local {
             let Some(partner) = place.get(33..).and_then(|bytes| bytes.try_into().ok()).map(OwnerKey) else { continue };
-            let opened = open_row(key, Table::Meta, place, sealed).ok_or("a row of this agent does not open: its state directory was altered")?;
+            let opened =
+                open_row(key, Table::Meta, place, sealed).ok_or("a row of this agent does not open: its state directory was altered")?;
             let fields = fields_from_bytes(&opened).ok_or("a row of this agent does not decode")?;
             match place[0] {
                 ROW_PAIR => {
@@ -87,8 +88,7 @@ impl Agent {
                     }
                 }
                 ROW_RELATIONSHIP => {
-                    let relationship =
-                        Relationship::from_fields(&fields, *id, &Ed25519Verifier).map_err(|error| error.to_string())?;
+                    let relationship = Relationship::from_fields(&fields, *id, &Ed25519Verifier).map_err(|error| error.to_string())?;
                     if self.relationships.get(&partner) != Some(&relationship) {
                         self.relationships.insert(partner, relationship);
                         behind.push(format!("relationship/{}", partner.to_did()));

@@ -15,7 +15,7 @@ use crate::{
     call::{Answer, CallError},
     node::Node,
     own::{Agent, Content, Owned, Owner, OwnerState, PutWaiter},
-    reads::{GetPurpose, Got, Wanted, read_card},
+    reads::{GetPurpose, Got, Wanted, card_report, read_card},
     report::{AgentReport, GetReport, ImportReport, ImportedSection, PutReport},
     traffic::AfterPersist,
 };
@@ -311,7 +311,9 @@ impl Node {
         let mode = state.sections.get(name).and_then(|step| step.mode).unwrap_or(Mode::Any);
         match result {
             // The quorum is gone, but the bytes may not be: read what there is, and say so.
-            Err(CallError::QuorumUnreachable { .. } | CallError::Unavailable { .. }) if mode != Mode::Any => self.import_get(import, name, Mode::Any),
+            Err(CallError::QuorumUnreachable { .. } | CallError::Unavailable { .. }) if mode != Mode::Any => {
+                self.import_get(import, name, Mode::Any)
+            }
             Err(error) => self.import_missed(import, name, error),
             Ok(got) => match state.stage {
                 Stage::Looking => self.import_saw(import, name, got),
@@ -354,7 +356,8 @@ impl Node {
         }
         if name == "card" {
             let Some(card) = read_card(&got.value, &state.agent) else {
-                let error = CallError::Unreadable { what: format!("{}/card", state.agent.to_did()), reason: "it is not this agent's card".into() };
+                let error =
+                    CallError::Unreadable { what: format!("{}/card", state.agent.to_did()), reason: "it is not this agent's card".into() };
                 return self.import_refused(import, error);
             };
             if state.name.is_none() {
@@ -382,10 +385,8 @@ impl Node {
         if let Some(name) = state.name.clone()
             && let Some(other) = self.agent_named(&name).filter(|other| *other != id)
         {
-            return self.import_refused(
-                import,
-                CallError::NameTaken(format!("{name}, the agent {}; give another with --name", other.to_did())),
-            );
+            return self
+                .import_refused(import, CallError::NameTaken(format!("{name}, the agent {}; give another with --name", other.to_did())));
         }
         let Some(state) = self.imports.get_mut(&import) else { return };
         state.stage = Stage::Fencing;
@@ -444,11 +445,7 @@ impl Node {
         }
         let Some(owner) = self.owners.get_mut(&id) else { return };
         let mut owned = adopted(&id, &state.root, name, &got.value.head, got.value.content);
-        let context = SealContext {
-            agent: id,
-            section: owned.key,
-            content_version: got.value.head.manifest.content_version,
-        };
+        let context = SealContext { agent: id, section: owned.key, content_version: got.value.head.manifest.content_version };
         let fields = match seal::open(&owned.stored, &owner.recovery, &context) {
             Ok((epoch, fields)) => {
                 owned.epoch = Some(epoch);
@@ -625,6 +622,7 @@ impl Node {
                         OwnerState::Fenced(_) => "fenced",
                     },
                     relationships: agent.relationships.len(),
+                    card: owner.sections.get("card").and_then(|owned| card_report(&owned.stored)),
                     sections: self.section_reports(&owner.id),
                 })
             })
@@ -655,7 +653,8 @@ impl Agent {
         let partner = |did: &str| OwnerKey::from_did(did).ok_or_else(|| format!("section {name} names no agent"));
         if let Some(did) = name.strip_prefix("relationship/") {
             let partner = partner(did)?;
-            let relationship = Relationship::from_fields(fields, self.identity.agent(), &persona_fragments::Ed25519Verifier).map_err(|error| error.to_string())?;
+            let relationship = Relationship::from_fields(fields, self.identity.agent(), &persona_fragments::Ed25519Verifier)
+                .map_err(|error| error.to_string())?;
             self.relationships.insert(partner, relationship);
         } else if let Some(did) = name.strip_prefix("keys/") {
             let partner = partner(did)?;

@@ -11,7 +11,7 @@ use persona_agent::{
     Announcement, Card, Commitment, Direction, EnvelopeError, Interaction, Kind, Mode as Manner, Observed, Outgoing, PairState, Recipient,
     Relationship, Verdict, Verified, compose, judge, parse,
 };
-use persona_fragments::{Class, Digest, Fields, OwnerKey, SectionKey, Version, manifest::ManifestWire, wire};
+use persona_fragments::{Class, Digest, Fields, OwnerKey, SectionKey, manifest::ManifestWire, wire};
 use persona_mesh_proto::{Mode, Table, Write};
 use rand_core::Rng as _;
 use sha2::{Digest as _, Sha256};
@@ -23,8 +23,8 @@ use crate::{
     own::{Agent, Content, OwnerState},
     reads::{GetPurpose, Wanted},
     report::{
-        CanaryReport, InboxMessage, InboxReport, OutboxMessage, OutboxReport, RelationshipReport, RelationshipsReport, SentReport, VerdictReport,
-        VerdictsReport,
+        CanaryReport, InboxMessage, InboxReport, OutboxMessage, OutboxReport, RelationshipReport, RelationshipsReport, SentReport,
+        VerdictReport, VerdictsReport,
     },
     traffic::AfterPersist,
 };
@@ -128,7 +128,6 @@ enum WaitingForCard {
 
 struct KnownCard {
     card: Card,
-    version: Version,
     read_us: u64,
 }
 
@@ -225,21 +224,11 @@ impl Node {
             Ok(row) => row,
             Err(error) => return self.reply(call, Err(error)),
         };
-        let report = SentReport {
-            id: row.digest.to_hex(),
-            to: row.to.to_did(),
-            counter: row.counter,
-            term: row.term,
-            state: "sent",
-        };
+        let report = SentReport { id: row.digest.to_hex(), to: row.to.to_did(), counter: row.counter, term: row.term, state: "sent" };
         let place = outbox_place(&from, &row);
         let mut writes = self.pair_writes(&from, &row.to);
         writes.push(Write::set(Table::Outbox, place, wire::encode(&row)));
-        let after = AfterMessages {
-            publish: vec![(row.to, row.envelope.clone())],
-            replies: vec![(call, report)],
-            notices: Vec::new(),
-        };
+        let after = AfterMessages { publish: vec![(row.to, row.envelope.clone())], replies: vec![(call, report)], notices: Vec::new() };
         let key = (from, row.to, row.term, row.counter);
         let next_us = self.now.mono_us + RESEND_US;
         self.messages.outbox.insert(key, Outgoing1 { row, attempts: 1, next_us, state: "waiting" });
@@ -255,10 +244,11 @@ impl Node {
         };
         let mut pair = agent.pairs.get(&to.agent).cloned().unwrap_or_else(|| PairState::new(&agent.identity, to));
         let outgoing = Outgoing { to, kind, mode: Manner::Normal, payload, now_ms, expires_at_ms };
-        let envelope = compose(&agent.identity, &mut pair, outgoing, &mut self.rng).map_err(|error| CallError::BadRequest(error.to_string()))?;
+        let envelope =
+            compose(&agent.identity, &mut pair, outgoing, &mut self.rng).map_err(|error| CallError::BadRequest(error.to_string()))?;
         agent.pairs.insert(to.agent, pair);
         let parsed = parse(&envelope).map_err(|error| CallError::BadRequest(error.to_string()))?;
-        let (term, counter, digest) = (parsed.envelope().term, parsed.envelope().counter, parsed.digest());
+        let (term, counter, digest) = (parsed.envelope().header.term, parsed.envelope().header.counter, parsed.digest());
         let payload = Digest(Sha256::digest(payload).into());
         Ok(OutboxRow { to: to.agent, term, counter, envelope, digest, payload, sent_at_ms: now_ms, expires_at_ms })
     }
@@ -290,11 +280,8 @@ impl Node {
         let Some(agent) = self.owners.get_mut(id).and_then(|owner| owner.agent.as_mut()) else { return };
         agent.active_until_us = now_us + ACTIVE_US;
         let quirks: Vec<String> = agent.identity.personality().quirks().iter().map(|quirk| format!("{:?}", quirk.kind)).collect();
-        let fields = Fields::new()
-            .with("mode", "normal")
-            .with("quirks", quirks.join(" "))
-            .with("partner", did)
-            .with("at", wall_ms.to_le_bytes());
+        let fields =
+            Fields::new().with("mode", "normal").with("quirks", quirks.join(" ")).with("partner", did).with("at", wall_ms.to_le_bytes());
         self.change(id, "behavior", Class::Active, Content::Fields(fields), None);
     }
 
@@ -417,10 +404,13 @@ impl Node {
     /// Publishes an envelope that was made elsewhere, as any member of the mesh can.
     pub(crate) fn publish_envelope(&mut self, call: u64, bytes: Vec<u8>) {
         if bytes.is_empty() || bytes.len() > persona_agent::envelope::ENVELOPE_BYTES_MAX {
-            return self.reply(call, Err(CallError::BadRequest(format!("an envelope has 1 to {} bytes", persona_agent::envelope::ENVELOPE_BYTES_MAX))));
+            return self.reply(
+                call,
+                Err(CallError::BadRequest(format!("an envelope has 1 to {} bytes", persona_agent::envelope::ENVELOPE_BYTES_MAX))),
+            );
         }
         // What does not parse names no recipient: it goes on lane 0, where everybody can refuse it.
-        let lane = match parse(&bytes).map(|parsed| parsed.envelope().recipient) {
+        let lane = match parse(&bytes).map(|parsed| parsed.envelope().header.recipient) {
             Ok(Recipient::Agent(agent)) => lane_of(&agent),
             Ok(Recipient::Broadcast) | Err(_) => 0,
         };
@@ -465,7 +455,7 @@ impl Node {
                 return false;
             }
         };
-        let (sender, recipient) = (parsed.envelope().sender, parsed.envelope().recipient);
+        let (sender, recipient) = (parsed.envelope().header.sender, parsed.envelope().header.recipient);
         let to = match recipient {
             Recipient::Agent(agent) => Some(agent),
             Recipient::Broadcast => None,
@@ -482,7 +472,7 @@ impl Node {
         if !lives_here {
             return true;
         }
-        let term = verified.envelope().term;
+        let term = verified.envelope().header.term;
         let now_us = self.now.mono_us;
         match self.messages.cards.get(&sender) {
             // A higher term than the card's: the agent may have moved. Its newest card says whether it has.
@@ -530,7 +520,7 @@ impl Node {
 
     fn judge_message(&mut self, to: OwnerKey, verified: &Verified, bytes: &[u8], card: &Card) {
         let Some(agent) = self.owners.get(&to).and_then(|owner| owner.agent.as_ref()) else { return };
-        let envelope = verified.envelope();
+        let envelope = &verified.envelope().header;
         let (sender, kind, counter, term) = (envelope.sender, envelope.kind, envelope.counter, envelope.term);
         let (verdict, accepted) = judge(verified, &agent.identity, agent.pairs.get(&sender), card, self.now.wall_ms);
         let report = self.record_verdict(verdict_report(&verdict, &sender, &to, self.now.wall_ms, counter, term, kind));
@@ -553,7 +543,12 @@ impl Node {
             Kind::Ack => {
                 let Ok(ack) = wire::decode::<AckPayload>(&accepted.payload) else { return };
                 let key = (to, sender, ack.term, ack.counter);
-                let row = self.messages.outbox.get(&key).filter(|outgoing| outgoing.row.digest == ack.envelope).map(|outgoing| outgoing.row.clone());
+                let row = self
+                    .messages
+                    .outbox
+                    .get(&key)
+                    .filter(|outgoing| outgoing.row.digest == ack.envelope)
+                    .map(|outgoing| outgoing.row.clone());
                 if let Some(row) = row {
                     let interaction = Interaction {
                         at_ms: now_ms,
@@ -669,20 +664,23 @@ impl Node {
     }
 
     /// A card was read, or could not be.
-    pub(crate) fn card_came(&mut self, agent: OwnerKey, result: Result<Option<(Card, Version)>, CallError>) {
+    pub(crate) fn card_came(&mut self, agent: OwnerKey, result: Result<Option<Card>, CallError>) {
         let waiting = self.messages.waiting.remove(&agent).unwrap_or_default();
         let (card, error) = match result {
-            Ok(Some((card, version))) => {
+            Ok(Some(card)) => {
                 self.note_commitment_of(&card);
                 if self.messages.cards.len() >= CARDS_MAX && !self.messages.cards.contains_key(&agent) {
                     let first = self.messages.cards.iter().min_by_key(|(_, known)| known.read_us).map(|(id, _)| *id);
                     first.and_then(|first| self.messages.cards.remove(&first));
                 }
                 let read_us = self.now.mono_us;
-                self.messages.cards.insert(agent, KnownCard { card: card.clone(), version, read_us });
+                self.messages.cards.insert(agent, KnownCard { card: card.clone(), read_us });
                 (Some(card), None)
             }
-            Ok(None) => (None, Some(CallError::Unreadable { what: format!("{}/card", agent.to_did()), reason: "it is not this agent's card".into() })),
+            Ok(None) => (
+                None,
+                Some(CallError::Unreadable { what: format!("{}/card", agent.to_did()), reason: "it is not this agent's card".into() }),
+            ),
             Err(error) => {
                 // What was read before still counts, for its own term.
                 if let Some(known) = self.messages.cards.get_mut(&agent) {
@@ -711,7 +709,7 @@ impl Node {
 
     fn refuse_unknown(&mut self, to: OwnerKey, bytes: &[u8]) {
         let Ok(parsed) = parse(bytes) else { return };
-        let envelope = parsed.envelope();
+        let envelope = &parsed.envelope().header;
         let verdict = VerdictReport {
             seq: 0,
             at_ms: self.now.wall_ms,
@@ -878,7 +876,8 @@ impl Node {
         let key = owner.root.local_key();
         let mut inbox = VecDeque::new();
         for (place, sealed) in rows.inbox {
-            let opened = open_row(&key, Table::Inbox, &place, &sealed).ok_or("a delivered message does not open: the state directory was altered")?;
+            let opened = open_row(&key, Table::Inbox, &place, &sealed)
+                .ok_or("a delivered message does not open: the state directory was altered")?;
             let row: InboxRow = wire::decode(&opened).map_err(|error| format!("a delivered message does not decode: {error}"))?;
             let seq = place.get(32..).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_be_bytes);
             inbox.push_back((seq, row));
@@ -935,9 +934,7 @@ impl Node {
     pub(crate) fn canary_got(&mut self, result: Result<crate::reads::Got, CallError>) {
         let id = self.node_owner;
         let Ok(got) = result else { return self.canary_failed() };
-        let same = self
-            .open(&id, "canary", &got.value)
-            .is_ok_and(|fields| fields.get("document") == Some(self.canary.content.as_slice()));
+        let same = self.open(&id, "canary", &got.value).is_ok_and(|fields| fields.get("document") == Some(self.canary.content.as_slice()));
         if !same {
             return self.canary_failed();
         }

@@ -422,10 +422,7 @@ impl Node {
             Op::Get(get) => get.deadline(),
         });
         let sections = self.owners.values().filter_map(Owner::deadline);
-        ops.chain(sections)
-            .chain([self.canary.next_us, self.next_holder_tick_us, self.messages.next_us])
-            .min()
-            .unwrap_or(self.now.mono_us)
+        ops.chain(sections).chain([self.canary.next_us, self.next_holder_tick_us, self.messages.next_us]).min().unwrap_or(self.now.mono_us)
     }
 
     /// Does all that is due.

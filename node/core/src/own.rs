@@ -9,8 +9,7 @@ use bincode::{Decode, Encode};
 use persona_agent::{Identity, Index, PairState, Relationship, RootSecret, published_name};
 use persona_fragments::{
     CertifiedHead, Class, EpochKey, Fields, OlderSet, OwnerKey, RecoveryKey, SectionKey, SignedManifest, Signer, Version,
-    certificate::HeadWire,
-    manifest::ManifestWire,
+    certificate::HeadWire, manifest::ManifestWire,
 };
 use zeroize::Zeroizing;
 

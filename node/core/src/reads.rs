@@ -3,7 +3,9 @@
 
 use persona_agent::{Card, Personality};
 use persona_fragments::{CertifiedHead, Fields, OwnerKey, PeerKey, SealContext, SectionKey, Version, seal, wire};
-use persona_mesh_proto::{Answered, Freshness, Get, GetError, GetOut, GetTask, GetValue, Mode, Reply, Table, Tag, Write, clock_allowance_ms};
+use persona_mesh_proto::{
+    Answered, Freshness, Get, GetError, GetOut, GetTask, GetValue, Mode, Reply, Table, Tag, Write, clock_allowance_ms,
+};
 use zeroize::Zeroizing;
 
 use crate::{
@@ -343,7 +345,10 @@ impl Node {
                 self.reply(call, answer);
             }
             GetPurpose::Stranger { call, agent } => {
-                let card = result.ok().and_then(|got| read_card(&got.value, &agent)).map(|card| Box::new(card_report(&card)));
+                let card = result.ok().and_then(|got| {
+                    read_card(&got.value, &agent)?;
+                    card_report(&got.value.content).map(Box::new)
+                });
                 self.reply(call, Err(CallError::NotTheOwner { agent: agent.to_did(), card }));
             }
             GetPurpose::Analyze { call } => {
@@ -362,12 +367,11 @@ impl Node {
                 self.reply(call, answer);
             }
             GetPurpose::Bench { call } => {
-                let answer =
-                    result.map(|got| Answer::Section { get: Box::new(got.report), content: Zeroizing::new(got.value.content) });
+                let answer = result.map(|got| Answer::Section { get: Box::new(got.report), content: Zeroizing::new(got.value.content) });
                 self.reply(call, answer);
             }
             GetPurpose::Card { agent } => {
-                let card = result.map(|got| read_card(&got.value, &agent).map(|card| (card, got.value.head.manifest.version)));
+                let card = result.map(|got| read_card(&got.value, &agent));
                 self.card_came(agent, card);
             }
             GetPurpose::Import { import, name } => self.import_got(import, &name, result),
@@ -404,7 +408,8 @@ impl Node {
     /// The agent's keys are elsewhere: its card is all that anybody may have.
     fn stranger(&mut self, call: u64, agent: OwnerKey) {
         let key = SectionKey::derive(&agent, b"card");
-        let wanted = Wanted { key, owner: Some(agent), label: format!("{}/card", agent.to_did()), mode: Mode::Any, fence: None, want_content: true };
+        let wanted =
+            Wanted { key, owner: Some(agent), label: format!("{}/card", agent.to_did()), mode: Mode::Any, fence: None, want_content: true };
         self.begin_get(wanted, GetPurpose::Stranger { call, agent });
     }
 
@@ -491,15 +496,19 @@ pub(crate) fn read_card(value: &GetValue, agent: &OwnerKey) -> Option<Card> {
     (card.agent == *agent && card.term == value.head.manifest.version.term).then_some(card)
 }
 
-pub(crate) fn card_report(card: &Card) -> CardReport {
-    CardReport {
+/// What a stored card says, and its bytes for whoever wants to check the signature.
+pub(crate) fn card_report(stored: &[u8]) -> Option<CardReport> {
+    let bytes = seal::read_public(stored).ok()?;
+    let card = Card::from_bytes(&bytes, &persona_fragments::Ed25519Verifier).ok()?;
+    Some(CardReport {
         agent: card.agent.to_did(),
         name: card.name.clone(),
         role: card.role.clone(),
         term: card.term,
         home: card.home.to_peer_id_string(),
         commitment: card.commitment.to_hex(),
-    }
+        bytes: data_encoding::BASE64.encode(&bytes),
+    })
 }
 
 pub(crate) const fn mode_name(mode: Mode) -> &'static str {

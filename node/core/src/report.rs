@@ -56,6 +56,7 @@ pub struct AgentReport {
     pub home: String,
     pub state: &'static str,
     pub relationships: usize,
+    pub card: Option<CardReport>,
     pub sections: Vec<SectionReport>,
 }
 
@@ -89,6 +90,7 @@ pub struct CardReport {
     pub term: u64,
     pub home: String,
     pub commitment: String,
+    pub bytes: String,
 }
 
 /// How one section came over in an import.

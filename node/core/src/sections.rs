@@ -17,9 +17,7 @@ use persona_fragments::{
     shape::LEVEL_MAX,
     wire,
 };
-use persona_mesh_proto::{
-    Candidate, Put, PutError, PutOut, PutReceipt, PutTask, Reply, Table, Tag, Write, choose_holders,
-};
+use persona_mesh_proto::{Candidate, Put, PutError, PutOut, PutReceipt, PutTask, Reply, Table, Tag, Write, choose_holders};
 use rand_core::Rng as _;
 
 use crate::{
@@ -291,9 +289,7 @@ impl Node {
             .head
             .as_ref()
             .filter(|head| head.manifest.content_hash == manifest.content_hash && head.manifest.shape == shape)
-            .map(|head| {
-                (0..shape.n()).filter(|i| head.manifest.holders[usize::from(*i)] == manifest.holders[usize::from(*i)]).collect()
-            })
+            .map(|head| (0..shape.n()).filter(|i| head.manifest.holders[usize::from(*i)] == manifest.holders[usize::from(*i)]).collect())
             .unwrap_or_default();
         let manifest = SignedManifest::sign(manifest, &*owner.signer).map_err(|error| CallError::BadRequest(error.to_string()))?;
         owned.last_seq = seq;
@@ -388,7 +384,10 @@ impl Node {
             PutError::Unconfirmed { have, need, .. } => CallError::NotEnoughHolders { what, have: have.into(), need: need.into() },
             PutError::Conflict { version, .. } => {
                 // Another process wrote this version with the same keys and device, or this disk was rolled back. Go past it.
-                self.alarm("conflict", format!("{what}: another manifest of version {version} is stored: were the keys or the disk copied?"));
+                self.alarm(
+                    "conflict",
+                    format!("{what}: another manifest of version {version} is stored: were the keys or the disk copied?"),
+                );
                 if let Some(owned) = self.owned(&id, &name) {
                     owned.last_seq += 1 << 10;
                     owned.intent = None;
@@ -607,9 +606,9 @@ impl Node {
 
     /// Every section of this node's owners by its key, for labels.
     pub(crate) fn own_section(&self, key: &SectionKey) -> Option<(OwnerKey, String)> {
-        self.owners.values().find_map(|owner| {
-            owner.sections.iter().find(|(_, owned)| owned.key == *key).map(|(name, _)| (owner.id, name.clone()))
-        })
+        self.owners
+            .values()
+            .find_map(|owner| owner.sections.iter().find(|(_, owned)| owned.key == *key).map(|(name, _)| (owner.id, name.clone())))
     }
 
     /// Peers that hold or held one of this owner's sections: good candidates to ask.
@@ -626,15 +625,7 @@ pub(crate) fn expires_in_s(expires_at_ms: u64, now_ms: u64) -> f64 {
     (expires_at_ms as f64 - now_ms as f64) / 1000.0
 }
 
-fn put_report(
-    name: &str,
-    owned: &Owned,
-    receipt: &PutReceipt,
-    renewal: bool,
-    started_us: u64,
-    now_us: u64,
-    now_ms: u64,
-) -> PutReport {
+fn put_report(name: &str, owned: &Owned, receipt: &PutReceipt, renewal: bool, started_us: u64, now_us: u64, now_ms: u64) -> PutReport {
     let manifest = &receipt.head.manifest;
     PutReport {
         section: name.to_owned(),

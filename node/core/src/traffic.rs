@@ -273,9 +273,7 @@ impl Node {
             }
             Table::Floor => self.load_floor(key, value),
             Table::Commitment => self.load_commitment(value),
-            Table::Own | Table::Intent | Table::Outbox | Table::Inbox | Table::Meta => {
-                self.load_own(table, key, value)
-            }
+            Table::Own | Table::Intent | Table::Outbox | Table::Inbox | Table::Meta => self.load_own(table, key, value),
             Table::Shard | Table::Expiry => Ok(()),
         }
     }

