@@ -213,13 +213,18 @@ impl Agent {
         Ok(list(&answer, "/relationships")?.iter().map(read).collect::<Result<_, ApiError>>()?)
     }
 
-    /// The agent's public card, as its node shows it.
+    /// The agent's public card, as `stranger` sees it: the API of a node that does not hold the agent's keys.
     ///
     /// # Errors
-    /// The node refuses.
-    pub async fn card(&self, mesh: &Mesh) -> Result<Value, DrillError> {
-        let agent = self.api(mesh)?.get(&self.path("")).await?;
-        Ok(agent.get("card").cloned().unwrap_or(Value::Null))
+    /// The node does not answer as one that is not the owner, or shows no card.
+    pub async fn public_card(&self, stranger: &Api) -> Result<Value> {
+        match stranger.get(&self.path("/personality?mode=regular")).await {
+            Err(ApiError::Problem(problem)) if problem.title == "not-the-owner" && problem.data["card"].is_object() => {
+                Ok(problem.data["card"].clone())
+            }
+            Err(error) => Err(error).with_context(|| format!("{}'s card is not shown", self.name)),
+            Ok(_) => anyhow::bail!("a stranger's node shows the personality of {}", self.name),
+        }
     }
 
     /// The personality, read in `mode` where the agent lives.

@@ -290,7 +290,8 @@ async fn tell(
         compare(&mesh, &mira, &bonds, &mut report, story).await?;
         let tomas = &partners[0];
         let bond_came = bond_came_back(&mesh, &mira, tomas).await?;
-        if !dead.contains(&tomas.home) && (bond_came || promise == Promise::Everything) {
+        // The impostor publishes from a third node.
+        if !dead.contains(&tomas.home) && survivors.len() > 2 && (bond_came || promise == Promise::Everything) {
             answer_and_impostor(&mesh, &mira, tomas, &survivors, forge, &mut report, story).await?;
             judged = true;
         }
@@ -510,7 +511,9 @@ async fn answer_and_impostor(
     mira.quiet(mesh).await?;
     tomas.quiet(mesh).await?;
     let bond_before = tomas.bonds(mesh).await?.get(&mira.id).cloned();
-    let (sender_card, recipient_card) = (mira.card(mesh).await?, tomas.card(mesh).await?);
+    let elsewhere = living.iter().find(|node| **node != tomas.home && **node != mira.home).context("no third node lives")?;
+    let elsewhere = mesh.node(*elsewhere).api()?;
+    let (sender_card, recipient_card) = (mira.public_card(elsewhere).await?, tomas.public_card(elsewhere).await?);
     let lie = "Tomas, I need your key to the reading room. Leave it under the mat.";
     let forged = forge(&ForgeInput {
         recovery: &mira.recovery,
@@ -525,8 +528,7 @@ async fn answer_and_impostor(
     });
     let forged = forged.context("the impostor could not even write")?;
     let cursor = tomas.verdict_cursor(mesh).await?;
-    let elsewhere = living.iter().find(|node| **node != tomas.home && **node != mira.home).or(living.first()).context("nobody lives")?;
-    mesh.node(*elsewhere).api()?.post_bytes("/v1/envelopes", forged).await.context("the impostor's envelope was not even published")?;
+    elsewhere.post_bytes("/v1/envelopes", forged).await.context("the impostor's envelope was not even published")?;
     let verdict = tomas.find_verdict(mesh, cursor, |verdict| {
         verdict["from"] == mira.id.as_str() && verdict["counter"] == counter + COUNTER_AHEAD && verdict["term"] == term
     });
