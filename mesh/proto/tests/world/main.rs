@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use chacha20::ChaCha20Rng;
 use persona_fragments::{
-    CertifiedHead, Class, DeviceId, Digest, Manifest, OlderSet, OwnerKey, PeerKey, SectionKey, Shape, Signature, SignedManifest, Signer,
-    Verifier, Version,
+    Certificate, CertifiedHead, Class, DeviceId, Digest, Manifest, OlderSet, OwnerKey, PeerKey, SectionKey, Shape, Signature,
+    SignedManifest, Signer, Verifier, Version,
     coding::{content_hash, encode, shard_hashes},
     sign_batch,
 };
@@ -69,9 +69,15 @@ enum Lie {
     Corrupt,
     /// Answers every request with something else.
     Babble,
+    /// Stores, and answers with acks that it did not sign.
+    BadAck,
+    /// Claims that its uncertified versions are certified, by signatures that are all its own.
+    Forge,
+    /// Says that it has lost its store and knows nothing yet.
+    Recovering,
 }
 
-const LIES: [Lie; 5] = [Lie::AckWithoutStoring, Lie::Stale, Lie::Deny, Lie::Corrupt, Lie::Babble];
+const LIES: [Lie; 8] = [Lie::AckWithoutStoring, Lie::Stale, Lie::Deny, Lie::Corrupt, Lie::Babble, Lie::BadAck, Lie::Forge, Lie::Recovering];
 
 struct Node {
     signer: TagSigner,
@@ -758,6 +764,7 @@ impl World {
             (Lie::Stale, Request::Commit { .. }) if frozen => Some(Response::Committed),
             (Lie::AckWithoutStoring | Lie::Deny, Request::Head { .. }) => Some(Response::Head(HeadAnswer::default())),
             (Lie::AckWithoutStoring | Lie::Deny, Request::Shard { .. }) => Some(Response::Absent),
+            (Lie::Recovering, _) => Some(Response::Recovering),
             (Lie::Babble, _) => Some(match self.below(4) {
                 0 => Response::NeedShard,
                 1 => Response::Committed,
@@ -776,9 +783,26 @@ impl World {
     }
 
     fn twist(&mut self, node: usize, response: Response) -> Response {
-        if self.nodes[node].lie != Some(Lie::Corrupt) {
-            return response;
+        match (self.nodes[node].lie, response) {
+            (Some(Lie::Corrupt), response) => self.corrupt(response),
+            (Some(Lie::BadAck), Response::Acked { mut ack }) => {
+                ack.signature.0[0] ^= 1;
+                Response::Acked { ack }
+            }
+            (Some(Lie::Forge), Response::Head(mut answer)) => {
+                if let Some(prepared) = answer.prepared.pop() {
+                    let manifest = SignedManifest::trusted(prepared.manifest.clone()).expect("prepared");
+                    let ack = |index| sign_batch(&[manifest.ack_leaf(index)], &self.nodes[node].signer).remove(0);
+                    let certificate = Certificate { acks: (0..manifest.shape.quorum()).map(ack).collect() };
+                    answer.committed = Some(CertifiedHead { manifest, certificate }.to_wire());
+                }
+                Response::Head(answer)
+            }
+            (_, response) => response,
         }
+    }
+
+    fn corrupt(&mut self, response: Response) -> Response {
         let bit = self.rng.next_u32() as usize;
         let flip = |bytes: &mut Vec<u8>| {
             let place = bit / 8 % bytes.len();

@@ -6,7 +6,8 @@
 
 use super::*;
 
-const PUTS: u64 = 8;
+const PUTS: usize = 8;
+const NODES: u64 = 12;
 
 /// How often each rare thing happened: a test that never sees it proves nothing about it.
 #[derive(Default, Debug)]
@@ -32,14 +33,14 @@ struct Written {
 }
 
 fn run(seed: u64, marks: &mut Marks) {
-    let mut world = World::new(seed, 9);
+    let mut world = World::new(seed, NODES as usize);
     world.net = Net { delay_us: (200, 40_000), lost_permille: 20, doubled_permille: 50, refuses: seed.is_multiple_of(2) };
     world.limits.grace_ms = 1_000;
     // n = 4, f = 1, and with every third seed n = 7, f = 2.
     let (level, count, f) = if seed.is_multiple_of(3) { (3, 7, 2) } else { (2, 4, 1) };
     let mut ada = world.owner("ada", Class::Document, level, 600_000);
     for _ in 0..world.below(f + 1) {
-        let (node, lie) = (world.below(9) as usize, LIES[world.below(LIES.len() as u64) as usize]);
+        let (node, lie) = (world.below(NODES) as usize, LIES[world.below(LIES.len() as u64) as usize]);
         world.nodes[node].lie = Some(lie);
     }
     let mut set: Vec<usize> = (0..count).collect();
@@ -48,7 +49,7 @@ fn run(seed: u64, marks: &mut Marks) {
     let mut heads: Vec<CertifiedHead> = Vec::new();
     let mut gets: Vec<usize> = Vec::new();
     let mut rounds = 0;
-    while writes.len() < PUTS as usize || put.is_some() {
+    while writes.len() < PUTS || put.is_some() {
         rounds += 1;
         assert!(rounds < 10_000, "seed {seed}: puts never end");
         if let Some(task) = put {
@@ -75,18 +76,27 @@ fn run(seed: u64, marks: &mut Marks) {
                 put = None;
             }
         } else if ada.older.len() < 7 {
-            if world.below(3) == 0 {
+            match world.below(6) {
                 // One holder is replaced, whatever it knows.
-                let (out, new) = (world.below(count as u64) as usize, world.below(9) as usize);
-                if !set.contains(&new) {
-                    set[out] = new;
+                0 | 1 => {
+                    let (out, new) = (world.below(count as u64) as usize, world.below(NODES) as usize);
+                    if !set.contains(&new) {
+                        set[out] = new;
+                        marks.moved += 1;
+                    }
+                }
+                // All of them.
+                2 => {
+                    let first = world.below(NODES) as usize;
+                    set = (0..count).map(|index| (first + index) % NODES as usize).collect();
                     marks.moved += 1;
                 }
+                _ => {}
             }
             let content = format!("version {} of seed {seed}", writes.len()).into_bytes();
             let task = ada.write(&world, &set, &content);
             writes.push(Written { version: task.manifest.version, content, began_us: world.now.mono_us, committed_us: None });
-            let blocked = some_nodes(&mut world, f);
+            let blocked = some_nodes(&mut world, &set, f);
             let (machine, outs) = Put::start(task, world.timing.clone(), world.now);
             let task = world.add_task(Machine::Put(Box::new(machine)));
             world.tasks[task].blocked = blocked;
@@ -103,17 +113,17 @@ fn run(seed: u64, marks: &mut Marks) {
                 task.known = Some(heads[world.below(heads.len() as u64) as usize].clone());
                 task.candidates.clear();
             }
-            let blocked = some_nodes(&mut world, f);
+            let blocked = some_nodes(&mut world, &set, f);
             gets.push(world.start_get_blocked(task, blocked));
         }
         if world.below(12) == 0 {
-            let node = world.below(9) as usize;
+            let node = world.below(NODES) as usize;
             if world.up(node) {
                 world.crash(node);
                 marks.crashes += 1;
             }
         }
-        for node in 0..9 {
+        for node in 0..NODES as usize {
             if !world.up(node) && world.below(6) == 0 {
                 world.restart(node);
             }
@@ -128,8 +138,12 @@ fn run(seed: u64, marks: &mut Marks) {
     heal(seed, &mut world, &mut ada, &set, &writes);
 }
 
-fn some_nodes(world: &mut World, most: u64) -> BTreeSet<usize> {
-    (0..world.below(most + 1)).map(|_| world.below(9) as usize).collect()
+/// Up to `most` nodes: half of the time as many as may be, and all of them holders.
+fn some_nodes(world: &mut World, set: &[usize], most: u64) -> BTreeSet<usize> {
+    match world.below(2) {
+        0 => (0..world.below(most + 1)).map(|_| world.below(NODES) as usize).collect(),
+        _ => (0..most).map(|_| set[world.below(set.len() as u64) as usize]).collect(),
+    }
 }
 
 fn judge(seed: u64, world: &World, writes: &[Written], gets: &[usize], marks: &mut Marks) {
@@ -168,7 +182,7 @@ fn judge(seed: u64, world: &World, writes: &[Written], gets: &[usize], marks: &m
 /// After the faults: everything completes, and placement returns to n.
 fn heal(seed: u64, world: &mut World, ada: &mut Owner, set: &[usize], writes: &[Written]) {
     world.net = Net { delay_us: (200, 2_000), lost_permille: 0, doubled_permille: 0, refuses: true };
-    for node in 0..9 {
+    for node in 0..NODES as usize {
         world.nodes[node].lie = None;
         if !world.up(node) {
             world.restart(node);

@@ -517,6 +517,46 @@ fn every_acked_version_survives_a_crash_at_every_batch() {
 }
 
 #[test]
+fn a_head_says_only_what_is_durable() {
+    let (mut world, mut ada, set) = seven();
+    let receipt = world.put(&mut ada, &set, b"one").expect("committed");
+    let key = ada.section();
+    let Node { holder, signer, key: peer, .. } = &mut world.nodes[9];
+    let holder = holder.as_mut().expect("up");
+    let ask = Request::Head { key, fence: None, with_shard: true };
+    let empty = HolderOut::Reply { call: CallId(2), response: Response::Head(HeadAnswer::default()) };
+    let told = holder.handle(CallId(1), *peer, Request::Commit { head: receipt.head.to_wire() }, world.now, signer, &world.verifier);
+    let [HolderOut::Persist { id, .. }] = told.as_slice() else { panic!("{told:?}") };
+    assert_eq!(holder.handle(CallId(2), *peer, ask.clone(), world.now, signer, &world.verifier), [empty]);
+    let outs = holder.persisted(&[*id], world.now, signer);
+    assert!(outs.contains(&HolderOut::Reply { call: CallId(1), response: Response::Committed }));
+    let outs = holder.handle(CallId(3), *peer, ask, world.now, signer, &world.verifier);
+    assert!(matches!(&outs[..], [HolderOut::Reply { response: Response::Head(answer), .. }] if answer.committed.is_some()), "{outs:?}");
+}
+
+#[test]
+fn a_clock_that_was_set_back_brings_nothing_back() {
+    let mut world = World::new(3, 4);
+    let mut ada = world.owner("ada", Class::Active, 2, 30_000);
+    let (set, mut twin) = ([0, 1, 2, 3], ada.clone());
+    let receipt = world.put(&mut ada, &set, b"thinking").expect("committed");
+    world.now.wall_ms -= 25_000;
+    world.run_ms(32_000); // by the monotonic clock its life is over
+    assert_eq!(world.records(0, Table::Shard), 0);
+    assert!(answer(&mut world, 0, &ada).committed.is_none());
+    let shard = encode(b"thinking", receipt.head.manifest.shape).expect("encoded").remove(0);
+    let again = Request::Prepare { manifest: receipt.head.manifest.wire().clone(), index: 0, shard: Some(shard) };
+    let other = twin.write(&world, &set, b"something else");
+    let other = Request::Prepare { manifest: other.manifest.wire().clone(), index: 0, shard: Some(other.shards[0].clone()) };
+    for _ in 0..2 {
+        assert_eq!(world.tell(0, again.clone()), Response::Refused { reason: Refusal::Expired });
+        let refused = world.tell(0, other.clone());
+        assert!(matches!(refused, Response::Conflict { .. } | Response::Refused { reason: Refusal::Stale }), "{refused:?}");
+        world.restart(0);
+    }
+}
+
+#[test]
 fn acks_are_renewed_after_a_restart() {
     let (mut world, mut ada, set) = seven();
     let manifest = crash_writer_after(&mut world, &mut ada, &set, &[0], b"one");
@@ -571,6 +611,77 @@ fn a_get_is_over_within_five_seconds_whatever_happens() {
             assert!(world.took_us(task) <= 5_000_000);
         }
     }
+}
+
+#[test]
+fn a_put_is_not_committed_until_a_quorum_confirmed_and_the_same_bytes_may_be_put_again() {
+    let (mut world, mut ada, set) = seven();
+    for node in 0..3 {
+        world.nodes[node].crash_plan = Some((1, false)); // each stores its shard, and dies over the certificate
+    }
+    let task = ada.write(&world, &set, b"be kind");
+    match world.finish_put(&mut ada, task.clone()) {
+        Err(PutError::Unconfirmed { have: 4, need: 5, head }) => assert_eq!(head.manifest.hash(), task.manifest.hash()),
+        other => panic!("{other:?}"),
+    }
+    for node in 0..3 {
+        world.restart(node);
+    }
+    let receipt = world.finish_put(&mut ada, task).expect("the same bytes again");
+    assert_eq!(receipt.head.manifest.version.seq, 1);
+    assert_eq!(world.get(&ada, Mode::Regular).expect("read").content, b"be kind");
+}
+
+#[test]
+fn an_unanswered_put_may_be_completed_by_its_owner_after_a_restart() {
+    let (mut world, mut ada, set) = seven();
+    for (ran_ms, expected) in [(0, 0), (1, 0), (2, 5), (3, 5), (4, 5), (6, 5)] {
+        let task = ada.write(&world, &set, format!("after {ran_ms} ms").as_bytes());
+        let first = world.start_put(task.clone());
+        world.run_ms(ran_ms);
+        world.tasks[first].abandoned = true;
+        world.run_ms(100);
+        let acked = world.acked.keys().filter(|(_, _, version)| *version == task.manifest.version).count();
+        assert!(acked >= expected, "{ran_ms} ms: {acked} holders acked");
+        world.finish_put(&mut ada, task).expect("the intent is put again");
+        assert_eq!(world.get(&ada, Mode::Regular).expect("read").content, format!("after {ran_ms} ms").as_bytes());
+    }
+}
+
+#[test]
+fn holders_that_are_recovering_count_in_no_quorum() {
+    let (mut world, mut ada, set) = seven();
+    world.put(&mut ada, &set, b"one").expect("committed");
+    for node in 0..3 {
+        world.nodes[node].lie = Some(Lie::Recovering);
+    }
+    assert!(matches!(world.get(&ada, Mode::Regular), Err(GetError::QuorumUnreachable { have: 4, need: 5, .. })));
+    assert!(matches!(world.put(&mut ada, &set, b"two"), Err(PutError::Timeout { acks: 4, need: 5 })));
+}
+
+#[test]
+fn a_forged_certificate_certifies_nothing() {
+    let (mut world, mut ada, set) = seven();
+    world.put(&mut ada, &set, b"one").expect("committed");
+    crash_writer_after(&mut world, &mut ada, &set, &[0, 1, 2], b"two");
+    for node in 0..2 {
+        world.nodes[node].lie = Some(Lie::Forge);
+    }
+    for mode in [Mode::Any, Mode::Regular, Mode::Atomic] {
+        let value = world.get(&ada, mode).expect("read");
+        assert_eq!(value.content, b"one");
+        let faulty = value.answers.iter().filter(|(_, answered)| *answered == Answered::Faulty).count();
+        assert!(mode == Mode::Any || faulty == 2, "{:?}", value.answers);
+    }
+}
+
+#[test]
+fn acks_that_do_not_verify_do_not_count() {
+    let (mut world, mut ada, set) = seven();
+    for node in 0..3 {
+        world.nodes[node].lie = Some(Lie::BadAck);
+    }
+    assert!(matches!(world.put(&mut ada, &set, b"one"), Err(PutError::NotEnoughHolders { have: 4, need: 5, .. })));
 }
 
 #[test]
