@@ -519,6 +519,7 @@ struct SectionQuery {
     key: Option<String>,
     agent: Option<String>,
     section: Option<String>,
+    mode: Option<String>,
 }
 
 impl SectionQuery {
@@ -554,7 +555,11 @@ impl SectionQuery {
 
 async fn analyze(State(app): State<App>, Query(query): Query<SectionQuery>) -> Reply {
     let key = query.key(&app).await?;
-    let Answer::Analysis(report) = app.call(Call::Analyze { key }).await? else { return Err(unexpected()) };
+    let mode = match &query.mode {
+        Some(_) => Some(ModeQuery { mode: query.mode.clone() }.mode()?),
+        None => None,
+    };
+    let Answer::Analysis(report) = app.call(Call::Analyze { key, mode }).await? else { return Err(unexpected()) };
     Ok(Json(value(*report)))
 }
 

@@ -72,6 +72,8 @@ pub enum Call {
     Analyze {
         /// The section.
         key: SectionKey,
+        /// Read the sealed content in this mode first, and fail if that fails.
+        mode: Option<Mode>,
     },
     /// The certified head of a section, as bytes.
     Certificate {

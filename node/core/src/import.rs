@@ -351,10 +351,11 @@ impl Node {
         if let Some(step) = state.sections.get_mut(name) {
             step.over = true;
         }
-        if got.value.fresh == Freshness::MaybeStale {
-            state.mode = Mode::Any;
-        }
         if name == "card" {
+            // Index and core are only looked at here; behind the fence they are read again, as fresh as can be.
+            if got.value.fresh == Freshness::MaybeStale {
+                state.mode = Mode::Any;
+            }
             let Some(card) = read_card(&got.value, &state.agent) else {
                 let error =
                     CallError::Unreadable { what: format!("{}/card", state.agent.to_did()), reason: "it is not this agent's card".into() };

@@ -839,6 +839,7 @@ impl Node {
                 term: outgoing.row.term,
                 state: outgoing.state,
                 attempts: outgoing.attempts,
+                envelope: data_encoding::BASE64.encode(&outgoing.row.envelope),
             })
             .collect();
         self.reply(call, Ok(Answer::Outbox(OutboxReport { messages })));

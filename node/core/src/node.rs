@@ -20,7 +20,7 @@ use crate::{
     import::Import,
     messages::Messages,
     own::Owner,
-    reads::GetOp,
+    reads::{GetOp, Survey},
     report::{AlarmReport, CanaryReport, StatusReport},
     sections::PutOp,
     traffic::{AfterPersist, HolderCall, InboundFrame, Outstanding, Queued, Rtts},
@@ -275,6 +275,7 @@ pub(crate) type OpId = u64;
 pub(crate) enum Op {
     Put(Box<PutOp>),
     Get(Box<GetOp>),
+    Survey(Box<Survey>),
 }
 
 /// Operations at once. Beyond it new calls get `Busy`; renewals wait for the next tick.
@@ -420,6 +421,7 @@ impl Node {
         let ops = self.ops.values().filter_map(|op| match op {
             Op::Put(put) => put.deadline(),
             Op::Get(get) => get.deadline(),
+            Op::Survey(survey) => Some(survey.deadline_us),
         });
         let sections = self.owners.values().filter_map(Owner::deadline);
         ops.chain(sections).chain([self.canary.next_us, self.next_holder_tick_us, self.messages.next_us]).min().unwrap_or(self.now.mono_us)
@@ -446,6 +448,7 @@ impl Node {
             .filter(|(_, op)| match op {
                 Op::Put(put) => put.deadline().is_some_and(|at| at <= self.now.mono_us),
                 Op::Get(get) => get.deadline().is_some_and(|at| at <= self.now.mono_us),
+                Op::Survey(survey) => survey.deadline_us <= self.now.mono_us,
             })
             .map(|(id, _)| *id)
             .collect();
@@ -453,6 +456,7 @@ impl Node {
             match self.ops.get(&id) {
                 Some(Op::Put(_)) => self.put_due(id),
                 Some(Op::Get(_)) => self.get_due(id),
+                Some(Op::Survey(_)) => self.survey_done(id),
                 None => {}
             }
         }
@@ -509,7 +513,7 @@ impl Node {
             }
             Call::GetSection { agent, name, mode } => self.get_section(id, agent, name, mode),
             Call::Personality { agent, mode } => self.get_personality(id, agent, mode),
-            Call::Analyze { key } => self.analyze(id, key),
+            Call::Analyze { key, mode } => self.analyze(id, key, mode),
             Call::Certificate { key } => self.get_certificate(id, key),
             Call::Send { from, to, text } => self.send(id, from, to, text),
             Call::PublishEnvelope { bytes } => self.publish_envelope(id, bytes),

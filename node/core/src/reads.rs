@@ -2,9 +2,9 @@
 //! (docs/spec/quorum.md#get).
 
 use persona_agent::{Card, Personality};
-use persona_fragments::{CertifiedHead, Fields, OwnerKey, PeerKey, SealContext, SectionKey, Version, seal, wire};
+use persona_fragments::{CertifiedHead, Fields, OwnerKey, PeerKey, SealContext, SectionKey, Version, coding::shard_matches, seal, wire};
 use persona_mesh_proto::{
-    Answered, Freshness, Get, GetError, GetOut, GetTask, GetValue, Mode, Reply, Table, Tag, Write, clock_allowance_ms,
+    Answered, Freshness, Get, GetError, GetOut, GetTask, GetValue, Mode, Reply, Request, Response, Table, Tag, Write, clock_allowance_ms,
 };
 use zeroize::Zeroizing;
 
@@ -41,6 +41,39 @@ enum GetStage {
     Floor(Box<GetValue>),
 }
 
+/// How long a survey waits for the slowest holder.
+const SURVEY_US: u64 = 2_000_000;
+
+/// All holders of one version are asked what they have.
+pub(crate) struct Survey {
+    call: u64,
+    head: CertifiedHead,
+    /// By index: the answer's name, and whether the shard came along and is the right one.
+    answers: Vec<Option<(&'static str, bool)>>,
+    pub(crate) deadline_us: u64,
+}
+
+impl Survey {
+    fn judge(&self, index: u8, reply: Reply) -> (&'static str, bool) {
+        let answer = match reply {
+            Reply::Answer(Response::Head(answer)) => answer,
+            Reply::Answer(Response::Recovering) => return ("recovering", false),
+            Reply::Answer(_) => return ("invalid", false),
+            Reply::Unreachable => return ("unreachable", false),
+        };
+        let manifest = &self.head.manifest;
+        let has_shard = answer.shard.is_some_and(|shard| shard.index == index && shard_matches(manifest, index, &shard.bytes));
+        let this = manifest.wire();
+        match answer.committed {
+            Some(head) if head.manifest == *this => ("committed", has_shard),
+            // A version that was certified while we asked, or an older one: either way not the one that was asked about.
+            Some(_) => ("older", has_shard),
+            None if answer.prepared.iter().any(|prepared| prepared.manifest == *this) => ("prepared", has_shard),
+            None => ("absent", has_shard),
+        }
+    }
+}
+
 /// What a value is wanted for.
 #[derive(Clone, Debug)]
 pub(crate) enum GetPurpose {
@@ -50,8 +83,8 @@ pub(crate) enum GetPurpose {
     Personality { call: u64, agent: OwnerKey },
     /// The card of an agent that does not live here, to explain a refusal.
     Stranger { call: u64, agent: OwnerKey },
-    /// The state of a section, for a call.
-    Analyze { call: u64 },
+    /// The state of a section, for a call; the call fails if the read does.
+    Analyze { call: u64, must_read: bool },
     /// A certified head, for a call.
     Certificate { call: u64 },
     /// A benchmark's get.
@@ -135,6 +168,7 @@ impl Node {
         let Some(op) = self.lookups.remove(&id) else { return };
         match self.ops.get(&op) {
             Some(Op::Put(_)) => self.put_found(op, &peers),
+            Some(Op::Survey(_)) => {}
             Some(Op::Get(get)) => {
                 let known = self.known_head(&get.key);
                 let mut candidates = peers;
@@ -277,12 +311,12 @@ impl Node {
         let Some(Op::Get(get)) = self.ops.remove(&op) else { return };
         self.count("gets_failed");
         let what = get.label.clone();
-        if let (GetPurpose::Analyze { call }, GetStage::Running(running)) = (&get.purpose, &get.stage)
+        if let (GetPurpose::Analyze { call, must_read: false }, GetStage::Running(running)) = (&get.purpose, &get.stage)
             && let Some(head) = running.best()
         {
             // Not readable, and that is what the question was about.
-            let report = self.analysis(head, &running.answers(), &[], false);
-            return self.reply(*call, Ok(Answer::Analysis(Box::new(report))));
+            let (call, head) = (*call, head.clone());
+            return self.begin_survey(call, head);
         }
         let error = match error {
             GetError::NotFound { asked, answered } => CallError::NotFound { what, asked: asked as u32, answered: answered as u32 },
@@ -351,14 +385,10 @@ impl Node {
                 });
                 self.reply(call, Err(CallError::NotTheOwner { agent: agent.to_did(), card }));
             }
-            GetPurpose::Analyze { call } => {
-                let answer = result.map(|got| {
-                    let missing: Vec<PeerKey> = got.value.missing.iter().map(|(peer, _)| *peer).collect();
-                    let report = self.analysis(&got.value.head, &got.value.answers, &missing, true);
-                    Answer::Analysis(Box::new(report))
-                });
-                self.reply(call, answer);
-            }
+            GetPurpose::Analyze { call, .. } => match result {
+                Ok(got) => self.begin_survey(call, got.value.head),
+                Err(error) => self.reply(call, Err(error)),
+            },
             GetPurpose::Certificate { call } => {
                 let answer = result.map(|got| {
                     let head = got.value.head;
@@ -413,10 +443,40 @@ impl Node {
         self.begin_get(wanted, GetPurpose::Stranger { call, agent });
     }
 
-    pub(crate) fn analyze(&mut self, call: u64, key: SectionKey) {
+    pub(crate) fn analyze(&mut self, call: u64, key: SectionKey, mode: Option<Mode>) {
         let label = self.own_section(&key).map_or_else(|| key.to_kad_key(), |(id, name)| self.label(&id, &name));
-        let wanted = Wanted { key, owner: None, label, mode: Mode::Regular, fence: None, want_content: true };
-        self.begin_get(wanted, GetPurpose::Analyze { call });
+        let wanted = Wanted { key, owner: None, label, mode: mode.unwrap_or(Mode::Regular), fence: None, want_content: true };
+        self.begin_get(wanted, GetPurpose::Analyze { call, must_read: mode.is_some() });
+    }
+
+    /// Asks every holder of a version, and waits for all of them, where a get is content with a quorum.
+    fn begin_survey(&mut self, call: u64, head: CertifiedHead) {
+        let op = self.id();
+        let key = head.manifest.key;
+        let holders = head.manifest.holders.clone();
+        let survey = Survey { call, answers: holders.iter().map(|_| None).collect(), head, deadline_us: self.now.mono_us + SURVEY_US };
+        self.ops.insert(op, Op::Survey(Box::new(survey)));
+        for (index, holder) in holders.into_iter().enumerate() {
+            self.send_request(op, Tag(index as u32), holder, Request::Head { key, fence: None, with_shard: true });
+        }
+    }
+
+    pub(crate) fn survey_reply(&mut self, op: OpId, tag: Tag, reply: Reply) {
+        let Some(Op::Survey(survey)) = self.ops.get_mut(&op) else { return };
+        let index = tag.0 as usize;
+        let said = survey.judge(index as u8, reply);
+        if let Some(slot) = survey.answers.get_mut(index) {
+            *slot = Some(said);
+        }
+        if survey.answers.iter().all(Option::is_some) {
+            self.survey_done(op);
+        }
+    }
+
+    pub(crate) fn survey_done(&mut self, op: OpId) {
+        let Some(Op::Survey(survey)) = self.ops.remove(&op) else { return };
+        let report = self.analysis(&survey);
+        self.reply(survey.call, Ok(Answer::Analysis(Box::new(report))));
     }
 
     pub(crate) fn get_certificate(&mut self, call: u64, key: SectionKey) {
@@ -435,29 +495,23 @@ impl Node {
         self.begin_get(wanted, GetPurpose::Bench { call });
     }
 
-    fn analysis(&self, head: &CertifiedHead, answers: &[(PeerKey, Answered)], missing: &[PeerKey], readable: bool) -> AnalysisReport {
+    fn analysis(&self, survey: &Survey) -> AnalysisReport {
+        let head = &survey.head;
         let manifest = &head.manifest;
         let holders: Vec<HolderReport> = manifest
             .holders
             .iter()
+            .zip(&survey.answers)
             .enumerate()
-            .map(|(index, holder)| {
-                let said = answers.iter().find(|(peer, _)| peer == holder).map_or(Answered::Silent, |(_, said)| *said);
-                let (answer, committed) = match said {
-                    Answered::Head(Some(version)) if version >= manifest.version => ("committed", true),
-                    Answered::Head(Some(_)) => ("older", false),
-                    Answered::Head(None) => ("absent", false),
-                    Answered::Recovering => ("recovering", false),
-                    Answered::Refused | Answered::Faulty => ("invalid", false),
-                    Answered::Unreachable | Answered::Silent => ("unreachable", false),
-                };
-                let has_shard = committed && !missing.contains(holder);
+            .map(|(index, (holder, said))| {
+                let (answer, has_shard) = said.unwrap_or(("unreachable", false));
                 HolderReport { index: index as u8, peer_id: holder.to_peer_id_string(), answer, has_shard }
             })
             .collect();
         let replied = holders.iter().filter(|holder| holder.answer != "unreachable").count() as u32;
         let shards = holders.iter().filter(|holder| holder.has_shard).count() as u8;
-        let current = holders.iter().filter(|holder| holder.answer == "committed").count();
+        let counted = holders.iter().filter(|holder| matches!(holder.answer, "committed" | "prepared" | "older" | "absent")).count();
+        let any = shards >= manifest.shape.k();
         AnalysisReport {
             kad_key: manifest.key.to_kad_key(),
             section: self.own_section(&manifest.key).map(|(id, name)| self.label(&id, &name)),
@@ -476,10 +530,7 @@ impl Node {
             expires_in_s: expires_in_s(manifest.expires_at_ms(), self.now.wall_ms),
             content_len: manifest.content_len,
             answered: replied,
-            readable: ReadableReport {
-                any: readable || shards >= manifest.shape.k(),
-                regular: readable || (shards >= manifest.shape.k() && current >= usize::from(manifest.shape.quorum())),
-            },
+            readable: ReadableReport { any, regular: any && counted >= usize::from(manifest.shape.quorum()) },
             holders,
         }
     }

@@ -239,6 +239,7 @@ pub struct OutboxMessage {
     pub term: u64,
     pub state: &'static str,
     pub attempts: u32,
+    pub envelope: String,
 }
 
 /// Messages on their way.

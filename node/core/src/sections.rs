@@ -159,11 +159,10 @@ impl Node {
         let now_us = self.now.mono_us;
         let Some(owner) = self.owners.get_mut(owner) else { return true };
         let idle = name == "behavior" && owner.agent.as_ref().is_some_and(|agent| agent.active_until_us <= now_us);
-        if idle && let Some(owned) = owner.sections.get_mut(name) {
-            owned.due_us = None;
-            owned.changed = None;
-        }
-        idle
+        let Some(owned) = owner.sections.get_mut(name).filter(|owned| idle && owned.waiting_next.is_empty()) else { return false };
+        owned.due_us = None;
+        owned.changed = None;
+        true
     }
 
     fn begin_put(&mut self, owner: OwnerKey, name: String) {

@@ -178,6 +178,7 @@ impl Node {
         match self.ops.get(&op) {
             Some(Op::Put(_)) => self.put_reply(op, tag, reply),
             Some(Op::Get(_)) => self.get_reply(op, tag, reply),
+            Some(Op::Survey(_)) => self.survey_reply(op, tag, reply),
             None => {}
         }
     }
