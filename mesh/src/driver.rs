@@ -594,8 +594,11 @@ impl Driver {
         if self.swarm.is_connected(&peer) {
             return;
         }
-        // Whoever does not answer over TCP may still answer over QUIC.
-        if let Some(known) = self.book.get_mut(&peer) {
+        // Whoever does not answer over TCP may still answer over QUIC. But a machine that refuses the connection is there, and the process is
+        // not: QUIC would only be silent, and lookups would wait for it.
+        if !is_refused(error)
+            && let Some(known) = self.book.get_mut(&peer)
+        {
             known.addresses.retain(|address| !peer::is_tcp(address));
             if known.addresses.is_empty() {
                 self.book.remove(&peer);
@@ -1100,4 +1103,11 @@ fn deepest(error: &(dyn std::error::Error + 'static)) -> String {
         deepest = source;
     }
     deepest.to_string()
+}
+
+/// Whether every address that was tried refused the connection. The transports wrap each other's errors in types of their own, so that the
+/// cause can be seen only in the debug text of the innermost one.
+fn is_refused(error: &DialError) -> bool {
+    let DialError::Transport(tried) = error else { return false };
+    !tried.is_empty() && tried.iter().all(|(_, error)| format!("{error:?}").contains("kind: ConnectionRefused"))
 }
