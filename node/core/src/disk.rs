@@ -31,6 +31,18 @@ pub(crate) struct Rows {
     pub(crate) outbox: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
+impl Rows {
+    /// The agents that rows of chains and logs are about.
+    pub(crate) fn partners(&self) -> impl Iterator<Item = OwnerKey> {
+        self.local.iter().filter_map(|(place, _)| partner_of(place))
+    }
+}
+
+/// The partner in a key that [`partner_row`] made.
+fn partner_of(place: &[u8]) -> Option<OwnerKey> {
+    place.get(33..)?.try_into().ok().map(OwnerKey)
+}
+
 /// The key of a row about a partner: what, which agent, which partner.
 pub(crate) fn partner_row(what: u8, agent: &OwnerKey, partner: &OwnerKey) -> Vec<u8> {
     [&[what][..], &agent.0, &partner.0].concat()
@@ -75,7 +87,7 @@ impl Agent {
     pub(crate) fn take_local(&mut self, key: &[u8; 32], id: &OwnerKey, rows: &Rows) -> Result<Vec<String>, String> {
         let mut behind = Vec::new();
         for (place, sealed) in &rows.local {
-            let Some(partner) = place.get(33..).and_then(|bytes| bytes.try_into().ok()).map(OwnerKey) else { continue };
+            let Some(partner) = partner_of(place) else { continue };
             let opened =
                 open_row(key, Table::Meta, place, sealed).ok_or("a row of this agent does not open: its state directory was altered")?;
             let fields = fields_from_bytes(&opened).ok_or("a row of this agent does not decode")?;

@@ -4,7 +4,7 @@
 //! card of the next term: from that moment the old host is fenced wherever the certificate is shown. Then `index`, and then every other
 //! section, is read behind that fence and put in the new term; a section that is gone is named.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use persona_agent::{Birth, Card, Genesis, Identity, Index, PairState, Personality, Relationship, RootSecret};
 use persona_fragments::{CertifiedHead, Class, OwnerKey, SealContext, SectionKey, seal, wire};
@@ -13,6 +13,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     call::{Answer, CallError},
+    disk::{ROW_PAIR, ROW_RELATIONSHIP, partner_row},
     node::Node,
     own::{Agent, Content, Owned, Owner, OwnerState, PutWaiter},
     reads::{GetPurpose, Got, Wanted, card_report, read_card},
@@ -42,6 +43,8 @@ pub(crate) struct Import {
     root: RootSecret,
     started_us: u64,
     stage: Stage,
+    /// What lived here under the agent's keys before the import began to write: it comes back if the import is refused.
+    before: Option<Owner>,
     /// The weakest mode that was needed.
     mode: Mode,
     stale_until_ms: Option<u64>,
@@ -161,8 +164,11 @@ impl Node {
     pub(crate) fn publish_agent(&mut self, call: u64, id: OwnerKey) {
         let now_us = self.now.mono_us;
         let Some(owner) = self.owners.get_mut(&id) else { return self.reply(call, Err(CallError::UnknownAgent(id.to_did()))) };
-        if owner.state == OwnerState::Unpublished {
-            owner.state = OwnerState::Live;
+        match owner.state {
+            OwnerState::Unpublished => owner.state = OwnerState::Live,
+            OwnerState::Live => {}
+            OwnerState::Importing => return self.reply(call, Err(CallError::Busy("the agent is on its way here".into()))),
+            OwnerState::Fenced(term) => return self.reply(call, Err(CallError::Fenced { term })),
         }
         let mut waiting = 0;
         for name in ["card", "core", "index"] {
@@ -171,6 +177,9 @@ impl Node {
                 owned.waiting_next.push(PutWaiter::Publish { call });
                 waiting += 1;
             }
+        }
+        if waiting == 0 {
+            return self.reply(call, Err(CallError::UnknownAgent(id.to_did())));
         }
         self.messages.publishing.insert(call, (waiting, Vec::new(), None));
         self.announce(&id);
@@ -236,9 +245,14 @@ impl Node {
         let stale = agent.take_local(&owner.root.local_key(), &id, &rows)?;
         owner.agent = Some(Box::new(agent));
         let now_us = self.now.mono_us;
+        let listed = owner.sections.get("index").is_some_and(|index| index.head.is_some());
+        let mut unlisted = Vec::new();
         for (name, owned) in &mut owner.sections {
             if name != "behavior" {
                 owned.due_us = Some(now_us);
+            }
+            if !listed && name != "index" {
+                unlisted.push(name.clone());
             }
         }
         self.owners.insert(id, owner);
@@ -246,16 +260,14 @@ impl Node {
         for name in stale {
             self.change_from_agent(&id, &name);
         }
-        if self.owners.get(&id).is_some_and(|owner| !owner.sections.contains_key("index")) {
-            for name in ["core", "card"] {
-                self.list_again(&id, name);
-            }
+        // A born agent whose node crashed before its first put: its sections are listed first, as at birth.
+        for name in unlisted {
+            self.list_again(&id, &name);
         }
         self.announce(&id);
         Ok(id)
     }
 
-    /// A born agent whose node crashed before its first put: its sections are listed first, as at birth.
     fn list_again(&mut self, id: &OwnerKey, name: &str) {
         if let Some(owned) = self.owners.get_mut(id).and_then(|owner| owner.sections.get_mut(name)) {
             owned.unlisted = true;
@@ -267,6 +279,9 @@ impl Node {
     pub(crate) fn begin_import(&mut self, call: u64, root: &Zeroizing<[u8; 32]>, name: Option<String>) {
         let root = RootSecret::from_bytes(**root);
         let agent = root.agent_id();
+        if self.imports.values().any(|import| import.agent == agent) {
+            return self.reply(call, Err(CallError::Busy(format!("{} is on its way here already", agent.to_did()))));
+        }
         if let Some(owner) = self.owners.get(&agent)
             && !matches!(owner.state, OwnerState::Fenced(_))
         {
@@ -283,6 +298,7 @@ impl Node {
             root,
             started_us: self.now.mono_us,
             stage: Stage::Looking,
+            before: None,
             mode: Mode::Atomic,
             stale_until_ms: None,
             card: None,
@@ -326,7 +342,9 @@ impl Node {
     fn import_missed(&mut self, import: u64, name: &str, error: CallError) {
         let Some(state) = self.imports.get_mut(&import) else { return };
         let essential = name == "card" || ESSENTIAL.contains(&name);
-        if state.stage == Stage::Looking || essential {
+        // Another host has taken the agent over meanwhile: this import has lost, whichever section it was told by.
+        let fenced = matches!(error, CallError::Fenced { .. });
+        if state.stage == Stage::Looking || essential || fenced {
             return self.import_refused(import, error);
         }
         if let Some(step) = state.sections.get_mut(name) {
@@ -339,8 +357,10 @@ impl Node {
     /// Nothing was taken over, or not enough: the call fails, and the agent does not live here.
     fn import_refused(&mut self, import: u64, error: CallError) {
         let Some(state) = self.imports.remove(&import) else { return };
-        if self.owners.get(&state.agent).is_some_and(|owner| owner.state == OwnerState::Importing) {
+        if state.stage != Stage::Looking {
+            self.messages.imported.remove(&state.agent);
             self.owners.remove(&state.agent);
+            self.owners.extend(state.before.map(|before| (state.agent, before)));
         }
         self.reply(state.call, Err(error));
     }
@@ -389,18 +409,36 @@ impl Node {
             return self
                 .import_refused(import, CallError::NameTaken(format!("{name}, the agent {}; give another with --name", other.to_did())));
         }
+        let term = self.term_after(&id, &old);
         let Some(state) = self.imports.get_mut(&import) else { return };
         state.stage = Stage::Fencing;
         state.sections.clear();
-        let term = old.manifest.version.term + 1;
         let mut owner = Owner::new(state.root.clone(), term, OwnerState::Importing);
         let card = Card { term, home: me, created_ms: wall_ms, ..card };
         let payload = card.to_bytes(&*owner.signer);
         owner.sections.insert("card".into(), adopted(&id, &state.root, "card", &old, Vec::new()));
         state.card = Some((card, old));
         state.sections.insert("card".into(), Step { class: Some(Class::Core), ..Step::default() });
-        self.owners.insert(id, owner);
+        let mut before = self.owners.insert(id, owner);
+        if let Some(before) = before.as_mut() {
+            self.tell_fenced(before, term);
+        }
+        if let Some(state) = self.imports.get_mut(&import) {
+            state.before = before;
+        }
         self.change(&id, "card", Class::Core, Content::Public(payload), Some(PutWaiter::Import { import }));
+    }
+
+    /// A term that no host has used, as far as this one can know: above that of the newest card, and above every term in which this node
+    /// itself has ever signed for the agent. An import that failed may have left a card with some holders, and a version is signed once.
+    fn term_after(&mut self, id: &OwnerKey, card: &CertifiedHead) -> u64 {
+        let here = self.owners.get(id).map_or(0, |owner| owner.term);
+        let rows = self.messages.rows.get(id);
+        let stored = rows.into_iter().flat_map(|rows| rows.own.values()).filter_map(|record| Some(record.content_version?.term)).max();
+        let tried = self.messages.terms_tried.get(id).copied().unwrap_or(0);
+        let term = card.manifest.version.term.max(here).max(stored.unwrap_or(0)).max(tried) + 1;
+        self.messages.terms_tried.insert(*id, term);
+        term
     }
 
     /// A put of an import is over.
@@ -494,7 +532,7 @@ impl Node {
                 }
                 Err(error) => {
                     let what = format!("{}/core", id.to_did());
-                    return self.import_refused(import, CallError::Unreadable { what, reason: error.to_string() });
+                    self.import_refused(import, CallError::Unreadable { what, reason: error.to_string() });
                 }
             }
         } else {
@@ -541,6 +579,8 @@ impl Node {
         let id = state.agent;
         let fields = self.messages.imported.remove(&id).unwrap_or_default();
         let now_us = self.now.mono_us;
+        let rows = self.messages.rows.remove(&id).unwrap_or_default();
+        let key = state.root.local_key();
         let Some(owner) = self.owners.get_mut(&id) else { return };
         let term = owner.term;
         let mut problems = Vec::new();
@@ -551,13 +591,22 @@ impl Node {
                 }
             }
         }
+        // Partners that this disk knows from an earlier stay: what it kept of them is older than what came, and goes.
+        let mut partners: BTreeSet<OwnerKey> = rows.partners().collect();
+        for agent in [state.before.as_ref().and_then(|before| before.agent.as_ref()), owner.agent.as_ref()].into_iter().flatten() {
+            partners.extend(agent.pairs.keys().chain(agent.relationships.keys()));
+        }
         owner.state = OwnerState::Live;
         for owned in owner.sections.values_mut().filter(|owned| owned.due_us.is_none() && owned.op.is_none()) {
             owned.due_us = Some(now_us + owned.ttl_ms * 1000 / 3);
         }
-        let writes: Vec<Write> =
+        let mut writes: Vec<Write> =
             owner.sections.values().map(|owned| Write::set(Table::Own, owned.key.0, wire::encode(&owned.record(&id)))).collect();
-        self.persist(writes, AfterPersist::Nothing);
+        for partner in partners {
+            writes.extend([ROW_PAIR, ROW_RELATIONSHIP].map(|what| Write::remove(Table::Meta, partner_row(what, &id, &partner))));
+            writes.extend(self.pair_writes(&id, &partner));
+        }
+        writes.extend(self.continue_messages(&id, &key, rows));
         let mut complete = problems.is_empty();
         let sections: Vec<ImportedSection> = state
             .sections
@@ -596,8 +645,14 @@ impl Node {
             ms: (now_us - state.started_us) as f64 / 1000.0,
         };
         self.announce(&id);
+        // Told too early, a crash would leave it with what this disk kept from an earlier stay.
+        self.persist(writes, AfterPersist::Imported { call: state.call, agent: id, report: Box::new(report) });
+    }
+
+    /// An imported agent is durable.
+    pub(crate) fn agent_came(&mut self, call: u64, id: OwnerKey, report: ImportReport) {
         let answer = self.agent_answer(&id, Some(report));
-        self.reply(state.call, answer);
+        self.reply(call, answer);
     }
 
     /// The agent that goes by `name` here.

@@ -53,6 +53,15 @@ const WAITING_FOR_CARD_MAX: usize = 256;
 /// Acknowledgements kept, to answer a message that comes again because the first one was lost.
 const ACKS_KEPT_MAX: usize = 1_024;
 
+/// Agents whose cards are being read for messages at once. Beyond it a received message is dropped, a call is refused.
+const CARDS_READ_MAX: usize = 1_024;
+
+/// Messages of this node that are over (acknowledged, expired) and still shown. When full, the one that was over first is forgotten.
+const OUTBOX_OVER_MAX: usize = 256;
+
+/// Announcements that wait for somebody to listen. When full, the oldest goes: an agent announces itself at every start.
+const ANNOUNCEMENTS_MAX: usize = 1_024;
+
 /// How long a card counts as current when a message needs a newer one.
 const CARD_REFETCH_US: u64 = 1_000_000;
 
@@ -101,10 +110,12 @@ struct OutboxRow {
     expires_at_ms: u64,
 }
 
-struct Outgoing1 {
+/// A message on its way, or over, with what memory knows of it.
+struct Sending {
     row: OutboxRow,
     attempts: u32,
-    next_us: u64,
+    /// When it is sent again; `None` until the disk has it, and when it is over.
+    next_us: Option<u64>,
     state: &'static str,
 }
 
@@ -118,6 +129,10 @@ struct InboxRow {
     term: u64,
     received_ms: u64,
     protocol_permille: u16,
+    /// SHA-256 of its envelope.
+    envelope: Digest,
+    /// Its acknowledgement, to be sent again if the envelope comes again; empty if there is none.
+    ack: Vec<u8>,
 }
 
 /// Who waits for a card.
@@ -137,6 +152,10 @@ type OutboxKey = (OwnerKey, OwnerKey, u64, u64);
 #[derive(Default)]
 pub(crate) struct AfterMessages {
     publish: Vec<(OwnerKey, Vec<u8>)>,
+    /// Messages that were sent for the first time: from now on they are sent again until they are over.
+    sending: Vec<OutboxKey>,
+    /// An acknowledgement of a message that is delivered now, by its recipient and its envelope.
+    ack: Option<((OwnerKey, Digest), Vec<u8>)>,
     replies: Vec<(u64, SentReport)>,
     notices: Vec<Notice>,
 }
@@ -149,9 +168,13 @@ pub(crate) struct Messages {
     pub(crate) imported: BTreeMap<OwnerKey, Vec<(String, Fields)>>,
     pub(crate) rows: BTreeMap<OwnerKey, Rows>,
     pub(crate) intents: BTreeMap<SectionKey, ManifestWire>,
+    /// The highest term in which an import here has tried to take over each agent.
+    pub(crate) terms_tried: BTreeMap<OwnerKey, u64>,
     cards: BTreeMap<OwnerKey, KnownCard>,
     waiting: BTreeMap<OwnerKey, Vec<WaitingForCard>>,
-    outbox: BTreeMap<OutboxKey, Outgoing1>,
+    outbox: BTreeMap<OutboxKey, Sending>,
+    /// What is over, in that order.
+    over: VecDeque<OutboxKey>,
     inbox: BTreeMap<OwnerKey, VecDeque<(u64, InboxRow)>>,
     verdicts: VecDeque<VerdictReport>,
     next_verdict: u64,
@@ -190,22 +213,11 @@ impl Node {
     // ---- sending ---------------------------------------------------------------------------------------------------------------
 
     pub(crate) fn send(&mut self, call: u64, from: OwnerKey, to: OwnerKey, text: String) {
-        let checked = match self.owners.get(&from) {
-            None => Err(CallError::UnknownAgent(from.to_did())),
-            Some(owner) => match owner.state {
-                OwnerState::Fenced(term) => Err(CallError::Fenced { term }),
-                OwnerState::Live if owner.agent.is_some() => Ok(()),
-                _ => Err(CallError::Busy("the agent is not live yet".into())),
-            },
-        };
-        let checked = checked.and_then(|()| match () {
+        let checked = self.may_send(&from).and_then(|()| match () {
             () if from == to => Err(CallError::BadRequest("an agent does not send to itself".into())),
             () if text.is_empty() => Err(CallError::BadRequest("the text is empty".into())),
             () if text.len() > TEXT_BYTES_MAX => {
                 Err(CallError::TooLarge(format!("the text has {} bytes, more than {TEXT_BYTES_MAX}", text.len())))
-            }
-            () if self.messages.outbox.keys().filter(|key| key.0 == from).count() >= OUTBOX_MAX => {
-                Err(CallError::Busy(format!("{OUTBOX_MAX} messages of this agent wait for their recipients")))
             }
             () => Ok(()),
         });
@@ -218,7 +230,26 @@ impl Node {
         }
     }
 
+    /// Whether an agent lives here and its outbox has room.
+    fn may_send(&self, from: &OwnerKey) -> Result<(), CallError> {
+        let owner = self.owners.get(from).ok_or_else(|| CallError::UnknownAgent(from.to_did()))?;
+        match owner.state {
+            OwnerState::Fenced(term) => return Err(CallError::Fenced { term }),
+            OwnerState::Live if owner.agent.is_some() => {}
+            _ => return Err(CallError::Busy("the agent is not live yet".into())),
+        }
+        let waiting = self.messages.outbox.iter().filter(|(key, sending)| key.0 == *from && sending.state == "waiting").count();
+        if waiting >= OUTBOX_MAX {
+            return Err(CallError::Busy(format!("{OUTBOX_MAX} messages of this agent wait for their recipients")));
+        }
+        Ok(())
+    }
+
     fn send_now(&mut self, call: u64, from: OwnerKey, to: &Card, text: &str) {
+        // Much may have happened while the card was read.
+        if let Err(error) = self.may_send(&from) {
+            return self.reply(call, Err(error));
+        }
         let expires_at_ms = self.now.wall_ms + self.config.message_ttl_ms;
         let row = match self.compose_row(from, to, Kind::Text, text.as_bytes(), expires_at_ms) {
             Ok(row) => row,
@@ -228,10 +259,10 @@ impl Node {
         let place = outbox_place(&from, &row);
         let mut writes = self.pair_writes(&from, &row.to);
         writes.push(Write::set(Table::Outbox, place, wire::encode(&row)));
-        let after = AfterMessages { publish: vec![(row.to, row.envelope.clone())], replies: vec![(call, report)], notices: Vec::new() };
         let key = (from, row.to, row.term, row.counter);
-        let next_us = self.now.mono_us + RESEND_US;
-        self.messages.outbox.insert(key, Outgoing1 { row, attempts: 1, next_us, state: "waiting" });
+        let publish = vec![(row.to, row.envelope.clone())];
+        let after = AfterMessages { publish, sending: vec![key], replies: vec![(call, report)], ..AfterMessages::default() };
+        self.messages.outbox.insert(key, Sending { row, attempts: 1, next_us: None, state: "waiting" });
         self.touch(&from, &to.agent);
         self.persist(writes, AfterPersist::Messages(after));
     }
@@ -254,7 +285,7 @@ impl Node {
     }
 
     /// The rows of a pair's chains and log.
-    fn pair_writes(&mut self, id: &OwnerKey, partner: &OwnerKey) -> Vec<Write> {
+    pub(crate) fn pair_writes(&mut self, id: &OwnerKey, partner: &OwnerKey) -> Vec<Write> {
         let Some(owner) = self.owners.get(id) else { return Vec::new() };
         let Some(agent) = owner.agent.as_ref() else { return Vec::new() };
         let key = owner.root.local_key();
@@ -304,6 +335,15 @@ impl Node {
 
     /// Message state is durable: now it may be seen.
     pub(crate) fn messages_durable(&mut self, after: AfterMessages) {
+        let next_us = self.now.mono_us + RESEND_US;
+        for key in after.sending {
+            if let Some(sending) = self.messages.outbox.get_mut(&key).filter(|sending| sending.state == "waiting") {
+                sending.next_us = Some(next_us);
+            }
+        }
+        if let Some((key, ack)) = after.ack {
+            self.keep_ack(key, ack.clone());
+        }
         for (to, envelope) in after.publish {
             self.hand_out(to, envelope);
         }
@@ -330,20 +370,21 @@ impl Node {
         let now = self.now;
         let mut again = Vec::new();
         let mut expired = Vec::new();
-        for (key, outgoing) in &mut self.messages.outbox {
-            if outgoing.state != "waiting" || outgoing.next_us > now.mono_us {
+        for (key, sending) in &mut self.messages.outbox {
+            if sending.next_us.is_none_or(|at| at > now.mono_us) {
                 continue;
             }
-            if outgoing.row.expires_at_ms <= now.wall_ms {
+            if sending.row.expires_at_ms <= now.wall_ms {
                 expired.push(*key);
                 continue;
             }
-            outgoing.next_us = now.mono_us + (RESEND_US << outgoing.attempts.min(5)).min(RESEND_MAX_US);
-            outgoing.attempts += 1;
-            again.push((outgoing.row.to, outgoing.row.envelope.clone()));
+            sending.next_us = Some(now.mono_us + (RESEND_US << sending.attempts.min(5)).min(RESEND_MAX_US));
+            sending.attempts += 1;
+            again.push((sending.row.to, sending.row.envelope.clone()));
         }
         for key in expired {
-            self.close_outgoing(&key, "expired");
+            let writes = self.end_sending(&key, "expired");
+            self.persist(writes, AfterPersist::Nothing);
         }
         for (to, envelope) in again {
             self.hand_out(to, envelope);
@@ -371,8 +412,10 @@ impl Node {
             }
             self.publish_batch(lane, batch);
         }
-        let outbox = self.messages.outbox.values().filter(|outgoing| outgoing.state == "waiting").map(|outgoing| outgoing.next_us);
-        let announce = (!self.messages.announce.is_empty()).then_some(self.messages.announce_next_us.max(now.mono_us + 100_000));
+        let outbox = self.messages.outbox.values().filter_map(|sending| sending.next_us);
+        // Alone, they wait for the first connection.
+        let listened = !self.connected.is_empty() && !self.messages.announce.is_empty();
+        let announce = listened.then_some(self.messages.announce_next_us.max(now.mono_us + 100_000));
         self.messages.next_us = outbox.chain(announce).min().unwrap_or(u64::MAX);
     }
 
@@ -390,13 +433,13 @@ impl Node {
         if result.is_err() {
             self.count("gossip_not_published");
             if let Some(data) = announcement {
-                self.messages.announce.push_back(data);
+                self.queue_announcement(data);
                 self.messages.announce_next_us = self.now.mono_us + 1_000_000;
             }
             // Whoever just sent a message waits for its acknowledgement: try again soon, not at the next doubling.
             let soon = self.now.mono_us + 250_000;
-            for outgoing in self.messages.outbox.values_mut().filter(|outgoing| outgoing.state == "waiting") {
-                outgoing.next_us = outgoing.next_us.min(soon);
+            for sending in self.messages.outbox.values_mut() {
+                sending.next_us = sending.next_us.map(|at| at.min(soon));
             }
         }
     }
@@ -478,7 +521,7 @@ impl Node {
             // A higher term than the card's: the agent may have moved. Its newest card says whether it has.
             Some(known) if known.card.term >= term || known.read_us + CARD_REFETCH_US > now_us => {
                 let card = known.card.clone();
-                self.judge_message(to, &verified, bytes, &card);
+                self.judge_message(to, &verified, &card);
             }
             _ => self.wait_for_card(sender, WaitingForCard::Receive { to, envelope: bytes.to_vec() }),
         }
@@ -507,23 +550,22 @@ impl Node {
         });
     }
 
-    fn record_verdict(&mut self, mut verdict: VerdictReport) -> VerdictReport {
+    fn record_verdict(&mut self, mut verdict: VerdictReport) {
         self.messages.next_verdict += 1;
         verdict.seq = self.messages.next_verdict;
         if self.messages.verdicts.len() == VERDICTS_MAX {
             self.messages.verdicts.pop_front();
         }
-        self.messages.verdicts.push_back(verdict.clone());
+        self.messages.verdicts.push_back(verdict);
         self.out.push(Output::Notice(Notice::Verdict));
-        verdict
     }
 
-    fn judge_message(&mut self, to: OwnerKey, verified: &Verified, bytes: &[u8], card: &Card) {
+    fn judge_message(&mut self, to: OwnerKey, verified: &Verified, card: &Card) {
         let Some(agent) = self.owners.get(&to).and_then(|owner| owner.agent.as_ref()) else { return };
         let envelope = &verified.envelope().header;
         let (sender, kind, counter, term) = (envelope.sender, envelope.kind, envelope.counter, envelope.term);
         let (verdict, accepted) = judge(verified, &agent.identity, agent.pairs.get(&sender), card, self.now.wall_ms);
-        let report = self.record_verdict(verdict_report(&verdict, &sender, &to, self.now.wall_ms, counter, term, kind));
+        self.record_verdict(verdict_report(&verdict, &sender, &to, self.now.wall_ms, counter, term, kind));
         let Some(accepted) = accepted else {
             self.count("envelopes_refused");
             // The same envelope again: most likely its acknowledgement was lost. The same acknowledgement goes out again, which changes
@@ -541,15 +583,13 @@ impl Node {
         let mut writes = Vec::new();
         match accepted.kind {
             Kind::Ack => {
-                let Ok(ack) = wire::decode::<AckPayload>(&accepted.payload) else { return };
-                let key = (to, sender, ack.term, ack.counter);
-                let row = self
-                    .messages
-                    .outbox
-                    .get(&key)
-                    .filter(|outgoing| outgoing.row.digest == ack.envelope)
-                    .map(|outgoing| outgoing.row.clone());
-                if let Some(row) = row {
+                let named = wire::decode::<AckPayload>(&accepted.payload).ok();
+                let named = named.map(|ack| ((to, sender, ack.term, ack.counter), ack.envelope));
+                let row = named.and_then(|(key, envelope)| {
+                    let sending = self.messages.outbox.get(&key)?;
+                    (sending.state == "waiting" && sending.row.digest == envelope).then(|| (key, sending.row.clone()))
+                });
+                if let Some((key, row)) = row {
                     let interaction = Interaction {
                         at_ms: now_ms,
                         direction: Direction::Sent,
@@ -560,10 +600,7 @@ impl Node {
                         total_permille: None,
                     };
                     append(agent, &to, sender, interaction);
-                    writes.push(Write::remove(Table::Outbox, outbox_place(&to, &row)));
-                    if let Some(outgoing) = self.messages.outbox.get_mut(&key) {
-                        outgoing.state = "acknowledged";
-                    }
+                    writes.extend(self.end_sending(&key, "acknowledged"));
                 }
             }
             _ => {
@@ -579,6 +616,14 @@ impl Node {
                 append(agent, &to, sender, interaction);
                 let seq = agent.next_inbox;
                 agent.next_inbox += 1;
+                let payload = AckPayload { term, counter, envelope: accepted.envelope_digest };
+                let ack = match self.compose_row(to, card, Kind::Ack, &wire::encode(&payload), now_ms + self.config.message_ttl_ms) {
+                    Ok(ack) => ack.envelope,
+                    Err(error) => {
+                        self.alarm("ack-failed", format!("a message was delivered, but cannot be acknowledged: {error}"));
+                        Vec::new()
+                    }
+                };
                 let row = InboxRow {
                     from: sender,
                     from_name: Some(card.name.clone()),
@@ -587,20 +632,17 @@ impl Node {
                     term,
                     received_ms: now_ms,
                     protocol_permille: (verdict.protocol * 1000.0) as u16,
+                    envelope: accepted.envelope_digest,
+                    ack: ack.clone(),
                 };
                 writes.extend(self.deliver(&to, seq, row));
-                let payload = AckPayload { term, counter, envelope: accepted.envelope_digest };
-                match self.compose_row(to, card, Kind::Ack, &wire::encode(&payload), now_ms + self.config.message_ttl_ms) {
-                    Ok(ack) => {
-                        self.keep_ack((to, verified.digest()), ack.envelope.clone());
-                        after.publish.push((sender, ack.envelope));
-                    }
-                    Err(error) => self.alarm("ack-failed", format!("a message was delivered, but cannot be acknowledged: {error}")),
+                if !ack.is_empty() {
+                    after.publish.push((sender, ack.clone()));
+                    after.ack = Some(((to, accepted.envelope_digest), ack));
                 }
                 after.notices.push(Notice::Inbox(to));
             }
         }
-        let _ = (report, bytes);
         writes.extend(self.pair_writes(&to, &sender));
         self.touch(&to, &sender);
         self.persist(writes, AfterPersist::Messages(after));
@@ -621,6 +663,7 @@ impl Node {
         writes
     }
 
+    /// Remembers an acknowledgement whose message is durably delivered.
     fn keep_ack(&mut self, key: (OwnerKey, Digest), ack: Vec<u8>) {
         if self.messages.acks_order.len() == ACKS_KEPT_MAX
             && let Some(old) = self.messages.acks_order.pop_front()
@@ -631,24 +674,40 @@ impl Node {
         self.messages.acks.insert(key, ack);
     }
 
-    fn close_outgoing(&mut self, key: &OutboxKey, state: &'static str) {
-        let Some(outgoing) = self.messages.outbox.get_mut(key) else { return };
-        outgoing.state = state;
-        let place = outbox_place(&key.0, &outgoing.row);
-        self.persist(vec![Write::remove(Table::Outbox, place)], AfterPersist::Nothing);
+    /// A message is over: it is not sent again, and shown for a while.
+    fn end_sending(&mut self, key: &OutboxKey, state: &'static str) -> Vec<Write> {
+        let Some(sending) = self.messages.outbox.get_mut(key) else { return Vec::new() };
+        sending.state = state;
+        sending.next_us = None;
+        let place = outbox_place(&key.0, &sending.row);
+        self.messages.over.push_back(*key);
+        if self.messages.over.len() > OUTBOX_OVER_MAX
+            && let Some(oldest) = self.messages.over.pop_front()
+        {
+            self.messages.outbox.remove(&oldest);
+        }
+        vec![Write::remove(Table::Outbox, place)]
+    }
+
+    /// An agent does not send from here any more: whoever knows its new term would refuse what was sealed in the old one.
+    pub(crate) fn stop_sending(&mut self, id: &OwnerKey) -> Vec<Write> {
+        let waiting = |(key, sending): (&OutboxKey, &Sending)| (key.0 == *id && sending.state == "waiting").then_some(*key);
+        let keys: Vec<OutboxKey> = self.messages.outbox.iter().filter_map(waiting).collect();
+        keys.iter().flat_map(|key| self.end_sending(key, "fenced")).collect()
     }
 
     // ---- cards -----------------------------------------------------------------------------------------------------------------
 
     fn wait_for_card(&mut self, agent: OwnerKey, waiter: WaitingForCard) {
-        let waiting = self.messages.waiting.entry(agent).or_default();
-        if waiting.len() >= WAITING_FOR_CARD_MAX {
+        let too_many = self.messages.waiting.len() >= CARDS_READ_MAX && !self.messages.waiting.contains_key(&agent);
+        if too_many || self.messages.waiting.get(&agent).is_some_and(|waiting| waiting.len() >= WAITING_FOR_CARD_MAX) {
             self.count("messages_dropped_waiting");
             if let WaitingForCard::Send { call, .. } = waiter {
                 self.reply(call, Err(CallError::Busy("too many messages wait for this recipient's card".into())));
             }
             return;
         }
+        let waiting = self.messages.waiting.entry(agent).or_default();
         let asked_already = !waiting.is_empty();
         waiting.push(waiter);
         if !asked_already {
@@ -660,11 +719,15 @@ impl Node {
         let key = SectionKey::derive(&agent, b"card");
         let label = format!("{}/card", agent.to_did());
         let wanted = Wanted { key, owner: Some(agent), label, mode, fence: None, want_content: true };
-        self.begin_get(wanted, GetPurpose::Card { agent });
+        self.begin_get(wanted, GetPurpose::Card { agent, mode });
     }
 
     /// A card was read, or could not be.
-    pub(crate) fn card_came(&mut self, agent: OwnerKey, result: Result<Option<Card>, CallError>) {
+    pub(crate) fn card_came(&mut self, agent: OwnerKey, mode: Mode, result: Result<Option<Card>, CallError>) {
+        // Better the newest card that can be had than silence: this node's floor keeps it from going back to an older term.
+        if mode != Mode::Any && matches!(result, Err(CallError::QuorumUnreachable { .. } | CallError::Unavailable { .. })) {
+            return self.fetch_card(agent, Mode::Any);
+        }
         let waiting = self.messages.waiting.remove(&agent).unwrap_or_default();
         let (card, error) = match result {
             Ok(Some(card)) => {
@@ -699,7 +762,7 @@ impl Node {
                 (WaitingForCard::Receive { to, envelope }, Some(card)) => {
                     let verified = parse(&envelope).and_then(|parsed| parsed.verify_signature(&*self.keys.verifier));
                     if let Ok(verified) = verified {
-                        self.judge_message(to, &verified, &envelope, card);
+                        self.judge_message(to, &verified, card);
                     }
                 }
                 (WaitingForCard::Receive { to, envelope }, None) => self.refuse_unknown(to, &envelope),
@@ -737,9 +800,21 @@ impl Node {
         let Some(agent) = owner.agent.as_ref() else { return };
         let commitment = Commitment::first(*id, agent.identity.personality().commitment(), wall_ms, &*owner.signer);
         self.observe(&commitment);
-        self.messages.announce.push_back(Announcement::Commitment(commitment).to_bytes());
+        self.queue_announcement(Announcement::Commitment(commitment).to_bytes());
         self.messages.announce_next_us = self.now.mono_us;
         self.messages.next_us = self.now.mono_us;
+    }
+
+    fn queue_announcement(&mut self, data: Vec<u8>) {
+        if self.messages.announce.len() >= ANNOUNCEMENTS_MAX {
+            self.messages.announce.pop_front();
+        }
+        self.messages.announce.push_back(data);
+    }
+
+    /// Whether envelopes wait to be handed out.
+    pub(crate) fn has_envelopes(&self) -> bool {
+        !self.messages.lanes.is_empty() || !self.messages.here.is_empty()
     }
 
     fn on_announcement(&mut self, data: &[u8]) -> Judgement {
@@ -787,7 +862,7 @@ impl Node {
     // ---- looking ---------------------------------------------------------------------------------------------------------------
 
     pub(crate) fn read_inbox(&mut self, call: u64, agent: OwnerKey, after: u64) {
-        if !self.owners.get(&agent).is_some_and(|owner| owner.agent.is_some()) {
+        if self.owners.get(&agent).is_none_or(|owner| owner.agent.is_none()) {
             return self.reply(call, Err(CallError::UnknownAgent(agent.to_did())));
         }
         let did = agent.to_did();
@@ -875,25 +950,38 @@ impl Node {
     pub(crate) fn take_message_rows(&mut self, id: &OwnerKey, rows: Rows) -> Result<(), String> {
         let Some(owner) = self.owners.get_mut(id) else { return Ok(()) };
         let key = owner.root.local_key();
-        let mut inbox = VecDeque::new();
-        for (place, sealed) in rows.inbox {
-            let opened = open_row(&key, Table::Inbox, &place, &sealed)
-                .ok_or("a delivered message does not open: the state directory was altered")?;
-            let row: InboxRow = wire::decode(&opened).map_err(|error| format!("a delivered message does not decode: {error}"))?;
-            let seq = place.get(32..).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_be_bytes);
-            inbox.push_back((seq, row));
-        }
-        inbox.make_contiguous().sort_by_key(|(seq, _)| *seq);
+        let inbox = open_inbox(&key, rows.inbox)?;
         if let Some(agent) = owner.agent.as_mut() {
             agent.next_inbox = inbox.back().map_or(1, |(seq, _)| seq + 1);
+        }
+        for (_, row) in inbox.iter().filter(|(_, row)| !row.ack.is_empty()) {
+            self.keep_ack((*id, row.envelope), row.ack.clone());
         }
         self.messages.inbox.insert(*id, inbox);
         for (_, value) in rows.outbox {
             let row: OutboxRow = wire::decode(&value).map_err(|error| format!("a message on its way does not decode: {error}"))?;
             let key = (*id, row.to, row.term, row.counter);
-            self.messages.outbox.insert(key, Outgoing1 { row, attempts: 0, next_us: self.now.mono_us, state: "waiting" });
+            self.messages.outbox.insert(key, Sending { row, attempts: 0, next_us: Some(self.now.mono_us), state: "waiting" });
         }
         Ok(())
+    }
+
+    /// An agent came here that lived here before: its inbox goes on, and what it was sending in an older term is over.
+    pub(crate) fn continue_messages(&mut self, id: &OwnerKey, key: &[u8; 32], rows: Rows) -> Vec<Write> {
+        let stored = rows.inbox.iter().map(|(place, _)| inbox_seq(place)).max();
+        if !rows.inbox.is_empty() {
+            match open_inbox(key, rows.inbox) {
+                Ok(inbox) => drop(self.messages.inbox.insert(*id, inbox)),
+                Err(error) => self.alarm("inbox-damaged", format!("what {} received here before is lost: {error}", id.to_did())),
+            }
+        }
+        let known = self.messages.inbox.get(id).and_then(|inbox| inbox.back()).map(|(seq, _)| *seq);
+        if let Some(agent) = self.owners.get_mut(id).and_then(|owner| owner.agent.as_mut()) {
+            agent.next_inbox = stored.max(known).unwrap_or(0) + 1;
+        }
+        let mut writes = self.stop_sending(id);
+        writes.extend(rows.outbox.into_iter().map(|(place, _)| Write::remove(Table::Outbox, place)));
+        writes
     }
 
     // ---- the canary ------------------------------------------------------------------------------------------------------------
@@ -977,6 +1065,23 @@ fn append(agent: &mut Agent, owner: &OwnerKey, partner: OwnerKey, interaction: I
 
 fn outbox_place(from: &OwnerKey, row: &OutboxRow) -> Vec<u8> {
     [&from.0[..], &row.to.0, &row.term.to_be_bytes(), &row.counter.to_be_bytes()].concat()
+}
+
+/// Opens the delivered messages of an agent, in their order.
+fn open_inbox(key: &[u8; 32], rows: Vec<(Vec<u8>, Vec<u8>)>) -> Result<VecDeque<(u64, InboxRow)>, String> {
+    let mut inbox = Vec::new();
+    for (place, sealed) in rows {
+        let opened =
+            open_row(key, Table::Inbox, &place, &sealed).ok_or("a delivered message does not open: the state directory was altered")?;
+        let row: InboxRow = wire::decode(&opened).map_err(|error| format!("a delivered message does not decode: {error}"))?;
+        inbox.push((inbox_seq(&place), row));
+    }
+    inbox.sort_by_key(|(seq, _)| *seq);
+    Ok(inbox.into())
+}
+
+fn inbox_seq(place: &[u8]) -> u64 {
+    place.get(32..).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_be_bytes)
 }
 
 fn inbox_place(to: &OwnerKey, seq: u64) -> Vec<u8> {

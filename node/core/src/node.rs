@@ -7,7 +7,7 @@ use std::{
 
 use chacha20::ChaCha20Rng;
 use persona_agent::CommitmentRegistry;
-use persona_fragments::{CertifiedHead, Classes, OwnerKey, PeerKey, SectionKey, Signer, Verifier, Version};
+use persona_fragments::{CertifiedHead, Classes, OwnerKey, PeerKey, SectionKey, Signer, Verifier};
 use persona_mesh_proto::{
     Now, PersistId, ReadId, Table, Write,
     holder::{Holder, HolderLimits},
@@ -20,7 +20,7 @@ use crate::{
     import::Import,
     messages::Messages,
     own::Owner,
-    reads::{GetOp, Survey},
+    reads::{Floor, GetOp, Survey},
     report::{AlarmReport, CanaryReport, StatusReport},
     sections::PutOp,
     traffic::{AfterPersist, HolderCall, InboundFrame, Outstanding, Queued, Rtts},
@@ -284,6 +284,9 @@ pub(crate) const OPS_MAX: usize = 8192;
 /// Certified heads remembered of other owners' sections. When full, the one that expires first makes room.
 pub(crate) const HEADS_CACHED_MAX: usize = 4096;
 
+/// The same alarm is raised again only after so long, in milliseconds.
+const ALARM_REPEAT_MS: u64 = 60_000;
+
 /// Alarms remembered. The oldest makes room.
 const ALARMS_MAX: usize = 128;
 
@@ -307,6 +310,8 @@ pub struct Node {
     pub(crate) holder_calls: BTreeMap<u64, HolderCall>,
     pub(crate) inbound: BTreeMap<u64, InboundFrame>,
     pub(crate) ops: BTreeMap<OpId, Op>,
+    /// When operations want to be looked at, earliest first. An entry may be too early, or of an operation that is over, but never too late.
+    due: BTreeSet<(u64, OpId)>,
     pub(crate) requests: BTreeMap<u64, Outstanding>,
     pub(crate) lookups: BTreeMap<u64, OpId>,
     pub(crate) persists: BTreeMap<PersistId, AfterPersist>,
@@ -318,7 +323,7 @@ pub struct Node {
     pub(crate) owners: BTreeMap<OwnerKey, Owner>,
     pub(crate) node_owner: OwnerKey,
     pub(crate) imports: BTreeMap<u64, Import>,
-    pub(crate) floors: BTreeMap<SectionKey, (Version, u64)>,
+    pub(crate) floors: BTreeMap<SectionKey, Floor>,
     pub(crate) heads: BTreeMap<SectionKey, CertifiedHead>,
     pub(crate) registry: CommitmentRegistry,
     pub(crate) messages: Messages,
@@ -362,6 +367,7 @@ impl Node {
             holder_calls: BTreeMap::new(),
             inbound: BTreeMap::new(),
             ops: BTreeMap::new(),
+            due: BTreeSet::new(),
             requests: BTreeMap::new(),
             lookups: BTreeMap::new(),
             persists: BTreeMap::new(),
@@ -413,18 +419,26 @@ impl Node {
         }
         self.tick();
         self.flush();
+        if self.has_envelopes() {
+            // This node's own holder answered at once, and a message that waited for that goes out in the same turn.
+            self.tick_messages();
+            self.flush();
+        }
         std::mem::take(&mut self.out)
     }
 
     /// When the node wants an [`Input::Tick`], in monotonic microseconds, unless something happens before.
     pub fn deadline(&self) -> u64 {
-        let ops = self.ops.values().filter_map(|op| match op {
-            Op::Put(put) => put.deadline(),
-            Op::Get(get) => get.deadline(),
-            Op::Survey(survey) => Some(survey.deadline_us),
-        });
+        let ops = self.due.first().map(|(at, _)| *at);
         let sections = self.owners.values().filter_map(Owner::deadline);
-        ops.chain(sections).chain([self.canary.next_us, self.next_holder_tick_us, self.messages.next_us]).min().unwrap_or(self.now.mono_us)
+        // A canary on its way ends by itself, with its put or its get.
+        let canary = (!self.canary.running).then_some(self.canary.next_us);
+        ops.into_iter()
+            .chain(sections)
+            .chain(canary)
+            .chain([self.next_holder_tick_us, self.messages.next_us])
+            .min()
+            .unwrap_or(self.now.mono_us)
     }
 
     /// Does all that is due.
@@ -442,17 +456,12 @@ impl Node {
     }
 
     fn tick_ops(&mut self) {
-        let due: Vec<OpId> = self
-            .ops
-            .iter()
-            .filter(|(_, op)| match op {
-                Op::Put(put) => put.deadline().is_some_and(|at| at <= self.now.mono_us),
-                Op::Get(get) => get.deadline().is_some_and(|at| at <= self.now.mono_us),
-                Op::Survey(survey) => survey.deadline_us <= self.now.mono_us,
-            })
-            .map(|(id, _)| *id)
-            .collect();
-        for id in due {
+        while let Some((at, id)) = self.due.first().copied().filter(|(at, _)| *at <= self.now.mono_us) {
+            self.due.remove(&(at, id));
+            if self.op_deadline(id).is_none_or(|at| at > self.now.mono_us) {
+                self.note_deadline(id);
+                continue;
+            }
             match self.ops.get(&id) {
                 Some(Op::Put(_)) => self.put_due(id),
                 Some(Op::Get(_)) => self.get_due(id),
@@ -462,10 +471,23 @@ impl Node {
         }
     }
 
+    fn op_deadline(&self, id: OpId) -> Option<u64> {
+        match self.ops.get(&id)? {
+            Op::Put(put) => put.deadline(),
+            Op::Get(get) => get.deadline(),
+            Op::Survey(survey) => Some(survey.deadline_us),
+        }
+    }
+
+    /// Something changed about an operation: from now on it is looked at when it wants to be.
+    pub(crate) fn note_deadline(&mut self, id: OpId) {
+        self.due.extend(self.op_deadline(id).map(|at| (at, id)));
+    }
+
     fn expire_caches(&mut self) {
         let wall_ms = self.now.wall_ms;
         self.heads.retain(|_, head| head.manifest.expires_at_ms() > wall_ms);
-        let gone: Vec<SectionKey> = self.floors.iter().filter(|(_, (_, until))| *until <= wall_ms).map(|(key, _)| *key).collect();
+        let gone: Vec<SectionKey> = self.floors.iter().filter(|(_, floor)| floor.until_ms <= wall_ms).map(|(key, _)| *key).collect();
         if !gone.is_empty() {
             for key in &gone {
                 self.floors.remove(key);
@@ -493,6 +515,11 @@ impl Node {
     /// Tells the operator.
     pub(crate) fn alarm(&mut self, kind: &'static str, text: String) {
         let alarm = AlarmReport { at_ms: self.now.wall_ms, kind, text };
+        // Whoever can make a node cry once could make it cry all day: the same again is an alarm again only after a while.
+        let fresh_ms = self.now.wall_ms.saturating_sub(ALARM_REPEAT_MS);
+        if self.alarms.iter().any(|known| known.kind == kind && known.text == alarm.text && known.at_ms > fresh_ms) {
+            return self.count("alarms_repeated");
+        }
         if self.alarms.len() == ALARMS_MAX {
             self.alarms.pop_front();
         }
@@ -501,7 +528,17 @@ impl Node {
     }
 
     fn on_call(&mut self, id: u64, call: Call) {
-        if self.ops.len() >= OPS_MAX {
+        let looks_only = matches!(
+            call,
+            Call::Inbox { .. }
+                | Call::Outbox { .. }
+                | Call::Relationships { .. }
+                | Call::Verdicts { .. }
+                | Call::Agents
+                | Call::Secrets { .. }
+                | Call::Status
+        );
+        if self.ops.len() >= OPS_MAX && !looks_only {
             return self.reply(id, Err(CallError::Busy(format!("{OPS_MAX} operations are on their way"))));
         }
         match call {

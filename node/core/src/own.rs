@@ -15,6 +15,9 @@ use zeroize::Zeroizing;
 
 use crate::node::OpId;
 
+/// How far a writer jumps ahead when a version of its own turns out to be taken: farther than what the other one wrote meanwhile.
+const VERSIONS_SKIPPED: u64 = 1 << 10;
+
 /// The sections of one owner.
 pub(crate) struct Owner {
     pub(crate) id: OwnerKey,
@@ -97,8 +100,6 @@ pub(crate) struct Owned {
     pub(crate) waiting_next: Vec<PutWaiter>,
     /// Its name is not yet committed in the index: it must not be put before.
     pub(crate) unlisted: bool,
-    /// Refuse instead of storing at a lower level; for the next put only.
-    pub(crate) require_level: Option<u8>,
     /// Holders that did not answer lately, with the end (monotonic) of their quarantine.
     pub(crate) avoid: BTreeMap<persona_fragments::PeerKey, u64>,
 }
@@ -106,8 +107,8 @@ pub(crate) struct Owned {
 /// Who wants to know how a put went.
 #[derive(Clone, Debug)]
 pub(crate) enum PutWaiter {
-    /// A call.
-    Call { call: u64, started_us: u64 },
+    /// A call; refused rather than stored at a lower level than it demands.
+    Call { call: u64, started_us: u64, require_level: Option<u8> },
     /// One of the puts of a call that publishes an agent.
     Publish { call: u64 },
     /// An import.
@@ -143,7 +144,6 @@ impl Owned {
             waiting: Vec::new(),
             waiting_next: Vec::new(),
             unlisted: false,
-            require_level: None,
             avoid: BTreeMap::new(),
         }
     }
@@ -173,6 +173,30 @@ impl Owned {
         self.head = record.head.and_then(|wire| CertifiedHead::trusted(wire).ok());
         self.live = record.live;
         self.last_seq = record.last_seq;
+    }
+
+    /// Takes over what the disk kept of a section whose content is not wanted any more: what it was signed as, and who may answer for it.
+    pub(crate) fn continue_from(&mut self, record: OwnRecord) {
+        self.head = record.head.and_then(|wire| CertifiedHead::trusted(wire).ok());
+        self.live = record.live;
+        self.last_seq = record.last_seq;
+    }
+
+    /// Another manifest of this version is out there: go well past it. Holders may have this one all the same, so later ones tell them.
+    pub(crate) fn skip_versions(&mut self) {
+        self.last_seq += VERSIONS_SKIPPED;
+        if let Some(manifest) = self.intent.take().and_then(|wire| SignedManifest::trusted(wire).ok()) {
+            self.remember_set(&manifest);
+        }
+    }
+
+    /// The level that those who wait for the put on its way demand.
+    pub(crate) fn level_demanded(&self) -> Option<u8> {
+        let demanded = |waiter: &PutWaiter| match waiter {
+            PutWaiter::Call { require_level, .. } => *require_level,
+            _ => None,
+        };
+        self.waiting.iter().filter_map(demanded).max()
     }
 
     /// Notes that `set` may still answer for an older version. The oldest makes room; its readers are then bounded by its expiry alone.

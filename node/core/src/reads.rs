@@ -19,6 +19,16 @@ use crate::{
 /// Floors that one node remembers. Beyond it the one that expires first is forgotten.
 const FLOORS_MAX: usize = 100_000;
 
+/// The highest version of a section that this node has returned, or is about to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Floor {
+    pub(crate) version: Version,
+    /// When it no longer matters, in milliseconds since the Unix epoch.
+    pub(crate) until_ms: u64,
+    /// Whether the disk has it. Nothing is returned before.
+    pub(crate) durable: bool,
+}
+
 /// One get on its way.
 pub(crate) struct GetOp {
     pub(crate) key: SectionKey,
@@ -90,7 +100,7 @@ pub(crate) enum GetPurpose {
     /// A benchmark's get.
     Bench { call: u64 },
     /// An agent's card, for messages that wait for it.
-    Card { agent: OwnerKey },
+    Card { agent: OwnerKey, mode: Mode },
     /// A step of an import.
     Import { import: u64, name: String },
     /// The canary.
@@ -193,7 +203,7 @@ impl Node {
             mode: get.mode,
             candidates,
             known,
-            floor: self.floors.get(&get.key).map(|(version, _)| *version),
+            floor: self.floors.get(&get.key).map(|floor| floor.version),
             fence: get.fence.clone(),
             hedge_after_us: self.rtts.p95_us(),
             want_content: get.want_content,
@@ -225,6 +235,7 @@ impl Node {
                 GetOut::Done(Err(error)) => self.get_failed(op, error),
             }
         }
+        self.note_deadline(op);
     }
 
     /// A value is there. If it is newer than what was read before, the floor is made durable before anybody sees it.
@@ -232,36 +243,51 @@ impl Node {
         let manifest = &value.head.manifest;
         let (key, version) = (manifest.key, manifest.version);
         let expires_ms = manifest.expires_at_ms();
-        let until = expires_ms + clock_allowance_ms(manifest.class);
+        let until_ms = expires_ms + clock_allowance_ms(manifest.class);
         if self.heads.len() >= HEADS_CACHED_MAX && !self.heads.contains_key(&key) {
             let first = self.heads.iter().min_by_key(|(_, head)| head.manifest.expires_at_ms()).map(|(key, _)| *key);
             first.and_then(|first| self.heads.remove(&first));
         }
-        self.heads.insert(key, value.head.clone());
-        let raised = self.floors.get(&key).is_none_or(|(floor, _)| *floor < version);
+        if self.heads.get(&key).is_none_or(|known| known.manifest.version <= version) {
+            self.heads.insert(key, value.head.clone());
+        }
+        let floor = self.floors.get(&key).copied().filter(|floor| floor.version >= version);
         if let Some(Op::Get(get)) = self.ops.get_mut(&op) {
             get.stage = GetStage::Floor(value);
         }
-        if raised {
-            if self.floors.len() >= FLOORS_MAX {
-                let first = self.floors.iter().min_by_key(|(_, (_, until))| *until).map(|(key, _)| *key);
-                first.and_then(|first| self.floors.remove(&first));
-            }
-            self.floors.insert(key, (version, until));
-            self.persist(vec![Write::set(Table::Floor, key.0, wire::encode(&(version, until)))], AfterPersist::Floor(op));
-        } else {
-            self.get_floor_durable(op);
+        if floor.is_some_and(|floor| floor.durable) {
+            return self.get_floor_durable(op);
         }
+        // A floor that another get is writing is written again: batches become durable in order, so this one waits for that.
+        let floor = floor.unwrap_or(Floor { version, until_ms, durable: false });
+        let mut writes = vec![Write::set(Table::Floor, key.0, wire::encode(&(floor.version, floor.until_ms)))];
+        if self.floors.len() >= FLOORS_MAX && !self.floors.contains_key(&key) {
+            let first = self.floors.iter().min_by_key(|(_, floor)| floor.until_ms).map(|(key, _)| *key);
+            if let Some(first) = first {
+                self.floors.remove(&first);
+                writes.push(Write::remove(Table::Floor, first.0));
+            }
+        }
+        self.floors.insert(key, floor);
+        self.persist(writes, AfterPersist::Floor { op, key, version: floor.version });
+    }
+
+    /// A floor is on the disk, unless a higher one has been begun since.
+    pub(crate) fn floor_durable(&mut self, op: OpId, key: &SectionKey, version: &Version) {
+        if let Some(floor) = self.floors.get_mut(key).filter(|floor| floor.version == *version) {
+            floor.durable = true;
+        }
+        self.get_floor_durable(op);
     }
 
     pub(crate) fn load_floor(&mut self, key: &[u8], value: &[u8]) -> Result<(), String> {
         let key = SectionKey(key.try_into().map_err(|_| "a floor's key has not 32 bytes".to_owned())?);
-        let floor: (Version, u64) = wire::decode(value).map_err(|error| format!("a floor does not decode: {error}"))?;
-        self.floors.insert(key, floor);
+        let (version, until_ms) = wire::decode(value).map_err(|error| format!("a floor does not decode: {error}"))?;
+        self.floors.insert(key, Floor { version, until_ms, durable: true });
         Ok(())
     }
 
-    pub(crate) fn get_floor_durable(&mut self, op: OpId) {
+    fn get_floor_durable(&mut self, op: OpId) {
         let Some(Op::Get(get)) = self.ops.remove(&op) else { return };
         let get = *get;
         let GetStage::Floor(value) = get.stage else { return };
@@ -400,9 +426,9 @@ impl Node {
                 let answer = result.map(|got| Answer::Section { get: Box::new(got.report), content: Zeroizing::new(got.value.content) });
                 self.reply(call, answer);
             }
-            GetPurpose::Card { agent } => {
+            GetPurpose::Card { agent, mode } => {
                 let card = result.map(|got| read_card(&got.value, &agent));
-                self.card_came(agent, card);
+                self.card_came(agent, mode, card);
             }
             GetPurpose::Import { import, name } => self.import_got(import, &name, result),
             GetPurpose::Canary => self.canary_got(result),
@@ -459,6 +485,7 @@ impl Node {
         let holders = head.manifest.holders.clone();
         let survey = Survey { call, answers: holders.iter().map(|_| None).collect(), head, deadline_us: self.now.mono_us + SURVEY_US };
         self.ops.insert(op, Op::Survey(Box::new(survey)));
+        self.note_deadline(op);
         for (index, holder) in holders.into_iter().enumerate() {
             self.send_request(op, Tag(index as u32), holder, Request::Head { key, fence: None, with_shard: true });
         }

@@ -17,13 +17,15 @@ use persona_fragments::{
     shape::LEVEL_MAX,
     wire,
 };
-use persona_mesh_proto::{Candidate, Put, PutError, PutOut, PutReceipt, PutTask, Reply, Table, Tag, Write, choose_holders};
+use persona_mesh_proto::{
+    Candidate, Put, PutError, PutOut, PutReceipt, PutTask, Reply, Table, Tag, Write, choose_holders, clock_allowance_ms,
+};
 use rand_core::Rng as _;
 
 use crate::{
     call::{Answer, CallError},
-    node::{Node, Op, OpId, Output},
-    own::{Content, Owned, OwnerState, PutWaiter},
+    node::{Node, OPS_MAX, Op, OpId, Output},
+    own::{Content, Owned, Owner, OwnerState, PutWaiter},
     report::{PutReport, SectionReport},
     traffic::AfterPersist,
 };
@@ -100,6 +102,10 @@ impl Node {
         let mut listed = true;
         if !owner.sections.contains_key(name) {
             let mut owned = Owned::new(id, &owner.root, name, class, ttl_ms, level);
+            // A section of the node's own, from before a restart: its versions go on, so that none is ever signed twice.
+            if let Some(record) = self.messages.rows.get_mut(id).and_then(|rows| rows.own.remove(&owned.key)) {
+                owned.continue_from(record);
+            }
             if let Some(agent) = owner.agent.as_mut().filter(|_| name != "index") {
                 listed = agent.index.get(name).is_some_and(|entry| entry.version.is_some());
                 owned.unlisted = !listed;
@@ -124,8 +130,11 @@ impl Node {
         let (Some(owned), Some(agent)) = (owner.sections.get(name), owner.agent.as_mut()) else { return };
         let entry =
             persona_agent::IndexEntry { class: owned.class, ttl_ms: owned.ttl_ms, level: owned.level, version: None, removed: false };
-        if agent.index.set(name, entry).is_err() {
-            return self.alarm("index-full", format!("section {name} cannot be listed: the index is full"));
+        if let Err(error) = agent.index.set(name, entry) {
+            let waiting = owner.sections.remove(name).map_or_else(Vec::new, |owned| owned.waiting_next);
+            self.alarm("index-full", format!("section {name} cannot be listed: {error}"));
+            let error = CallError::TooLarge(error.to_string());
+            return waiting.into_iter().for_each(|waiter| self.tell_put(id, name, waiter, Err(error.clone())));
         }
         let fields = agent.index.to_fields();
         self.change(id, "index", Class::Core, Content::Fields(fields), Some(PutWaiter::Unlist { names: vec![name.to_owned()] }));
@@ -150,7 +159,11 @@ impl Node {
             if self.stops_for_idleness(&owner, &name) {
                 continue;
             }
-            self.begin_put(owner, name);
+            if self.ops.len() < OPS_MAX {
+                self.begin_put(owner, name);
+            } else if let Some(owned) = self.owned(&owner, &name) {
+                owned.due_us = Some(now_us + RETRY_MS * 1000);
+            }
         }
     }
 
@@ -171,7 +184,6 @@ impl Node {
         let Some(owned) = self.owned(&owner, &name) else { return };
         owned.op = Some(op);
         owned.due_us = None;
-        owned.waiting = std::mem::take(&mut owned.waiting_next);
         let key = owned.key;
         let shape = Shape::for_level(1, 1).expect("one holder is a shape");
         self.ops.insert(op, Op::Put(Box::new(PutOp { owner, name, stage: PutStage::Lookup, started_us, renewal: false, shape })));
@@ -206,11 +218,15 @@ impl Node {
         let term = owner.term;
         let Some(owned) = owner.sections.get_mut(name) else { return Err(CallError::BadRequest(format!("no section {name}"))) };
         owned.avoid.retain(|_, until| *until > now.mono_us);
+        // Whoever asked until now waits for this very put: it says the newest there is to say.
+        let joining = std::mem::take(&mut owned.waiting_next);
+        owned.waiting.extend(joining);
 
         // A put that a crash or a timeout interrupted goes out again with the same bytes, unless there is something newer to say.
         if let Some(wire) = owned.intent.clone() {
             let manifest = SignedManifest::trusted(wire).map_err(|error| CallError::BadRequest(error.to_string()))?;
-            let alive = manifest.holders.iter().filter(|holder| peers.contains(holder) || **holder == me).count();
+            let answers = |holder: &&PeerKey| **holder == me || peers.contains(holder) && !owned.avoid.contains_key(*holder);
+            let alive = manifest.holders.iter().filter(answers).count();
             let reachable = alive >= usize::from(manifest.shape.quorum());
             let unexpired = manifest.expires_at_ms() > now.wall_ms + manifest.ttl_ms / 2;
             if reachable && unexpired && owned.changed.is_none() && content_hash(&owned.stored) == manifest.content_hash {
@@ -232,12 +248,16 @@ impl Node {
         let wanted = Shape::holders_wanted(owned.level);
         let mut holders = choose_holders(&owned.key, &candidates, &previous, &exclude, wanted, None, now.wall_ms);
         if holders.is_empty() {
+            // Whoever did not answer lately is still better than nobody.
+            holders = choose_holders(&owned.key, &candidates, &previous, &[], wanted, None, now.wall_ms);
+        }
+        if holders.is_empty() {
             // Alone: this disk is all there is.
             holders = vec![me];
         }
         let shape = Shape::for_level(owned.level, holders.len()).expect("at least one holder");
         holders.truncate(usize::from(shape.n()));
-        if let Some(wanted) = owned.require_level.take().filter(|wanted| shape.level_at_commit() < *wanted) {
+        if let Some(wanted) = owned.level_demanded().filter(|wanted| shape.level_at_commit() < *wanted) {
             return Err(CallError::LevelNotReached { level: shape.level_at_commit(), wanted, holders: holders.len() as u32 });
         }
 
@@ -264,7 +284,10 @@ impl Node {
             return Err(CallError::BadRequest(format!("section {name} has no content")));
         }
         let shards = encode(&owned.stored, shape).map_err(|error| CallError::TooLarge(error.to_string()))?;
-        owned.live.retain(|set| set.expires_at_ms > now.wall_ms && set.holders != holders);
+        let allowance_ms = clock_allowance_ms(owned.class);
+        owned.live.retain(|set| set.expires_at_ms + allowance_ms > now.wall_ms);
+        // A set with these very holders is told anyhow. It is not forgotten: this put may fail, and the next have others.
+        let older = owned.live.iter().filter(|set| set.holders != holders).cloned().collect();
         let manifest = Manifest {
             key: owned.key,
             owner: *id,
@@ -281,7 +304,7 @@ impl Node {
             content_hash: content_hash(&owned.stored),
             shard_hashes: shard_hashes(&shards),
             holders,
-            older: owned.live.clone(),
+            older,
         };
         // A renewal: the holders that stay at their index have these very bytes.
         let keeps: Vec<u8> = owned
@@ -303,6 +326,12 @@ impl Node {
 
     /// The intent is durable: send.
     pub(crate) fn put_intent_durable(&mut self, op: OpId) {
+        let Some(Op::Put(put)) = self.ops.get(&op) else { return };
+        match self.owners.get(&put.owner).map(|owner| owner.state) {
+            Some(OwnerState::Fenced(term)) => return self.put_over(op, Err(CallError::Fenced { term })),
+            Some(_) => {}
+            None => return drop(self.ops.remove(&op)),
+        }
         let Some(Op::Put(put)) = self.ops.get_mut(&op) else { return };
         let stage = std::mem::replace(&mut put.stage, PutStage::Lookup);
         let PutStage::Intent(task) = stage else {
@@ -344,6 +373,7 @@ impl Node {
         if finished {
             self.end_background(op);
         }
+        self.note_deadline(op);
     }
 
     fn put_placed(&mut self, op: OpId, placed: u8) {
@@ -388,8 +418,7 @@ impl Node {
                     format!("{what}: another manifest of version {version} is stored: were the keys or the disk copied?"),
                 );
                 if let Some(owned) = self.owned(&id, &name) {
-                    owned.last_seq += 1 << 10;
-                    owned.intent = None;
+                    owned.skip_versions();
                 }
                 CallError::BadRequest(format!("{what}: another manifest of this version is stored; a later version is tried"))
             }
@@ -397,8 +426,7 @@ impl Node {
                 if let Some(owned) = self.owned(&id, &name) {
                     owned.avoid.insert(by, now_us + AVOID_MS * 1000);
                     if reason == persona_mesh_proto::Refusal::Stale {
-                        owned.last_seq += 1 << 10;
-                        owned.intent = None;
+                        owned.skip_versions();
                     }
                 }
                 CallError::BadRequest(format!("{what} was refused by {}: {reason}", by.to_peer_id_string()))
@@ -414,9 +442,14 @@ impl Node {
         let Some(Op::Put(put)) = self.ops.get(&op) else { return };
         let (id, name, started_us, renewal) = (put.owner, put.name.clone(), put.started_us, put.renewal);
         let me = self.me;
-        let Some(owner) = self.owners.get_mut(&id) else { return };
-        let state = owner.state;
-        let Some(owned) = owner.sections.get_mut(&name) else { return };
+        let state = self.owners.get(&id).map(|owner| owner.state);
+        let mine = |owned: &&mut Owned| owned.op == Some(op);
+        let owned = self.owners.get_mut(&id).and_then(|owner| owner.sections.get_mut(&name)).filter(mine);
+        let (Some(state), Some(owned)) = (state, owned) else {
+            // Its owner is gone, or another import of it began: nobody waits for this one.
+            self.ops.remove(&op);
+            return;
+        };
         owned.op = None;
         match result {
             Ok(receipt) => {
@@ -431,12 +464,13 @@ impl Node {
                 let old_background = owned.background.replace(op);
                 let refresh_ms = (owned.ttl_ms as f64 / 3.0 * (0.9 + 0.2 * jitter)) as u64;
                 let renew_us = now.mono_us + refresh_ms * 1000;
-                owned.due_us = Some(if owned.changed.is_some() { now.mono_us } else { renew_us });
+                let more = owned.changed.is_some() || !owned.waiting_next.is_empty();
+                owned.due_us = Some(if more { now.mono_us } else { renew_us });
                 let writes =
                     vec![Write::set(Table::Own, owned.key.0, wire::encode(&owned.record(&id))), Write::remove(Table::Intent, owned.key.0)];
                 let report = put_report(&name, owned, &receipt, renewal, started_us, now.mono_us, now.wall_ms);
                 let waiting = std::mem::take(&mut owned.waiting);
-                if let Some(agent) = owner.agent.as_mut() {
+                if let Some(agent) = self.owners.get_mut(&id).and_then(|owner| owner.agent.as_mut()) {
                     agent.index.committed(&name, receipt.head.manifest.version);
                 }
                 if let Some(old) = old_background {
@@ -469,6 +503,9 @@ impl Node {
                 let waiting = std::mem::take(&mut owned.waiting);
                 self.ops.remove(&op);
                 self.count("puts_failed");
+                if hopeless && !fenced {
+                    self.refuse_change(&id, &name);
+                }
                 for waiter in waiting {
                     self.tell_put(&id, &name, waiter, Err(error.clone()));
                 }
@@ -476,9 +513,34 @@ impl Node {
         }
     }
 
-    fn tell_put(&mut self, id: &OwnerKey, name: &str, waiter: PutWaiter, result: Result<(PutReport, u64, bool), CallError>) {
+    /// A change that cannot be put is as if it had never been asked for: an older version lives on, and a new section does not exist.
+    fn refuse_change(&mut self, id: &OwnerKey, name: &str) {
+        let now_us = self.now.mono_us;
+        let Some(owner) = self.owners.get_mut(id) else { return };
+        let Some(owned) = owner.sections.get_mut(name) else { return };
+        owned.changed = None;
+        owned.failures = 0;
+        let last = owned.head.as_ref().map(|head| &head.manifest);
+        if let Some((class, ttl_ms, level)) = last.map(|manifest| (manifest.class, manifest.ttl_ms, manifest.level)) {
+            (owned.class, owned.ttl_ms, owned.level) = (class, ttl_ms, level);
+        }
+        if !owned.stored.is_empty() {
+            owned.due_us = Some(now_us);
+            return;
+        }
+        owner.sections.remove(name);
+        let Some(agent) = owner.agent.as_mut() else { return };
+        let Some(entry) = agent.index.get(name).cloned() else { return };
+        // It was listed before its first put, as every section is. A removed name stays listed as removed.
+        if agent.index.set(name, persona_agent::IndexEntry { removed: true, ..entry }).is_ok() {
+            let fields = agent.index.to_fields();
+            self.change(id, "index", Class::Core, Content::Fields(fields), None);
+        }
+    }
+
+    pub(crate) fn tell_put(&mut self, id: &OwnerKey, name: &str, waiter: PutWaiter, result: Result<(PutReport, u64, bool), CallError>) {
         match waiter {
-            PutWaiter::Call { call, started_us } => {
+            PutWaiter::Call { call, started_us, .. } => {
                 let ms = (self.now.mono_us - started_us) as f64 / 1000.0;
                 self.reply(call, result.map(|(report, ..)| Answer::Put(Box::new(PutReport { ms, ..report }))));
             }
@@ -492,14 +554,32 @@ impl Node {
                         }
                     }
                 }
-                // The index is tried again; who waits for it goes on waiting.
-                Err(_) => {
+                // The index is tried again, and its sections after it. Their callers are told how it stands.
+                Err(error) => {
+                    for name in &names {
+                        let waiting = self.owned(id, name).map(|owned| std::mem::take(&mut owned.waiting_next)).unwrap_or_default();
+                        for waiter in waiting {
+                            self.tell_put(id, name, waiter, Err(error.clone()));
+                        }
+                    }
                     if let Some(owned) = self.owned(id, "index") {
                         owned.waiting_next.push(PutWaiter::Unlist { names });
                     }
                 }
             },
             PutWaiter::Canary => self.canary_put(result),
+        }
+    }
+
+    /// Tells everybody who waits for a put of this owner that another host has taken it over.
+    pub(crate) fn tell_fenced(&mut self, owner: &mut Owner, term: u64) {
+        for (name, owned) in &mut owner.sections {
+            let waiting = std::mem::take(&mut owned.waiting);
+            for waiter in waiting.into_iter().chain(std::mem::take(&mut owned.waiting_next)) {
+                if !matches!(waiter, PutWaiter::Unlist { .. }) {
+                    self.tell_put(&owner.id, name, waiter, Err(CallError::Fenced { term }));
+                }
+            }
         }
     }
 
@@ -513,12 +593,21 @@ impl Node {
         }
         owner.state = OwnerState::Fenced(term);
         let mut writes = Vec::new();
-        for owned in owner.sections.values_mut() {
+        let mut waiting = Vec::new();
+        for (name, owned) in &mut owner.sections {
             owned.due_us = None;
             owned.intent = None;
             writes.push(Write::remove(Table::Intent, owned.key.0));
+            waiting.extend(std::mem::take(&mut owned.waiting_next).into_iter().map(|waiter| (name.clone(), waiter)));
         }
+        writes.extend(self.stop_sending(id));
         self.persist(writes, AfterPersist::Nothing);
+        // What waited for a put that will never begin is told; what is under way hears from its own holders.
+        for (name, waiter) in waiting {
+            if !matches!(waiter, PutWaiter::Unlist { .. }) {
+                self.tell_put(id, &name, waiter, Err(CallError::Fenced { term }));
+            }
+        }
         self.alarm("fenced", format!("{did} was taken over by another node in term {term}: this node only reads for it now"));
     }
 
@@ -549,7 +638,8 @@ impl Node {
             None => Err(CallError::UnknownAgent(id.to_did())),
             Some(owner) => match owner.state {
                 OwnerState::Fenced(term) => Err(CallError::Fenced { term }),
-                OwnerState::Live => Ok(()),
+                OwnerState::Live if owner.agent.is_some() => Ok(()),
+                OwnerState::Live => Err(CallError::UnknownAgent(id.to_did())),
                 OwnerState::Unpublished | OwnerState::Importing => Err(CallError::Busy("the agent is not live yet".into())),
             },
         };
@@ -580,10 +670,7 @@ impl Node {
             return self.reply(call, Err(error));
         }
         let content = Content::Fields(Fields::new().with("document", content));
-        self.change_with(&id, &name, class, ttl_ms, level, content, Some(PutWaiter::Call { call, started_us }));
-        if let Some(owned) = self.owned(&id, &name) {
-            owned.require_level = require_level;
-        }
+        self.change_with(&id, &name, class, ttl_ms, level, content, Some(PutWaiter::Call { call, started_us, require_level }));
     }
 
     /// A section of the node's own, for the benchmark: sealed and put like any other.
@@ -594,7 +681,7 @@ impl Node {
         self.rng.fill_bytes(&mut content);
         let content = Content::Fields(Fields::new().with("document", content));
         let node_owner = self.node_owner;
-        let waiter = PutWaiter::Call { call, started_us };
+        let waiter = PutWaiter::Call { call, started_us, require_level: None };
         self.change_with(&node_owner, &format!("bench/{slot}"), Class::Core, 60_000, level.clamp(1, LEVEL_MAX), content, Some(waiter));
     }
 

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use persona_fragments::PeerKey;
+use persona_fragments::{PeerKey, SectionKey, Version};
 use persona_mesh_proto::{
     PersistId, ReadId, Reply, Request, RequestFrame, Response, ResponseFrame, Table, Tag, Write,
     holder::{CallId, HolderOut},
@@ -57,9 +57,11 @@ pub(crate) enum AfterPersist {
     /// A put's intent: now it may be sent.
     Intent(OpId),
     /// A reader's floor: now the value may be returned.
-    Floor(OpId),
+    Floor { op: OpId, key: SectionKey, version: Version },
     /// A created agent: now it exists.
     Born { call: u64, agent: persona_fragments::OwnerKey },
+    /// An imported agent, with all that it was: now it may be told of.
+    Imported { call: u64, agent: persona_fragments::OwnerKey, report: Box<crate::report::ImportReport> },
     /// Message state: now these may be published, and these calls answered.
     Messages(crate::messages::AfterMessages),
 }
@@ -246,8 +248,9 @@ impl Node {
             match self.persists.remove(id) {
                 Some(AfterPersist::Holder(id)) => held.push(id),
                 Some(AfterPersist::Intent(op)) => self.put_intent_durable(op),
-                Some(AfterPersist::Floor(op)) => self.get_floor_durable(op),
+                Some(AfterPersist::Floor { op, key, version }) => self.floor_durable(op, &key, &version),
                 Some(AfterPersist::Born { call, agent }) => self.agent_born(call, agent),
+                Some(AfterPersist::Imported { call, agent, report }) => self.agent_came(call, agent, *report),
                 Some(AfterPersist::Messages(after)) => self.messages_durable(after),
                 Some(AfterPersist::Nothing) | None => {}
             }
