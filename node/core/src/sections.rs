@@ -269,6 +269,8 @@ impl Node {
         let version = Version { term, device: me.device(), seq };
         let content_version = match owned.changed.take() {
             Some(content) => {
+                // Whoever asked for this content while the lookup was under way waits for this put, not for one that may be hours away.
+                owned.waiting.append(&mut owned.waiting_next);
                 let stored = match content {
                     Content::Public(payload) => publish(&payload).map_err(|error| CallError::TooLarge(error.to_string()))?,
                     Content::Fields(fields) => {
@@ -458,7 +460,8 @@ impl Node {
                 let old_background = owned.background.replace(op);
                 let refresh_ms = (owned.ttl_ms as f64 / 3.0 * (0.9 + 0.2 * jitter)) as u64;
                 let renew_us = now.mono_us + refresh_ms * 1000;
-                owned.due_us = Some(if owned.changed.is_some() { now.mono_us } else { renew_us });
+                let more = owned.changed.is_some() || !owned.waiting_next.is_empty();
+                owned.due_us = Some(if more { now.mono_us } else { renew_us });
                 let writes =
                     vec![Write::set(Table::Own, owned.key.0, wire::encode(&owned.record(&id))), Write::remove(Table::Intent, owned.key.0)];
                 let report = put_report(&name, owned, &receipt, renewal, started_us, now.mono_us, now.wall_ms);
