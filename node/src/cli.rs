@@ -337,7 +337,7 @@ pub fn main() -> ExitCode {
 
 fn logs() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("PERSONA_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,libp2p=warn"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,libp2p=warn,libp2p_kad=error"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
 }
 

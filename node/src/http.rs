@@ -393,7 +393,10 @@ async fn agent_import(State(app): State<App>, Json(body): Json<ImportBody>) -> R
     }
     let bytes = BASE64.decode(body.recovery.as_bytes()).map_err(|_| Problem::bad_request("`recovery` is not base64"))?;
     let text = String::from_utf8(bytes).map_err(|_| Problem::bad_request("the recovery file is not text: was it damaged on the way?"))?;
-    let file = RecoveryFile::decode(&text).map_err(|error| Problem::bad_request(error.to_string()))?;
+    let file = RecoveryFile::decode(&text).map_err(|error| {
+        let hint = "give the file that `persona agent create` or `persona agent export` wrote";
+        Problem::new(StatusCode::BAD_REQUEST, "bad-request", error.to_string(), hint)
+    })?;
     let passphrase = Passphrase::new(body.passphrase);
     let opened = tokio::task::spawn_blocking(move || -> Result<_, Problem> {
         let kdf = file.kdf();
