@@ -600,9 +600,9 @@ async fn section(verb: SectionVerb, common: &Common) -> anyhow::Result<()> {
             show(common, &reply, |reply| {
                 let tolerance = if reply["byzantine_tolerant"] == true { "" } else { " (not Byzantine-tolerant)" };
                 format!(
-                    "stored as version {}: {} of {} holders signed for it, any {} of {} shards give it back: level {}{tolerance}, for {:.0} s unless renewed",
+                    "stored as version {}: {} of {} holders have a shard on disk, any {} of {} shards give it back: level {}{tolerance}, for {:.0} s unless renewed",
                     text(&reply["version"]),
-                    reply["acks"],
+                    reply["placed"],
                     reply["n"],
                     reply["k"],
                     reply["n"],
