@@ -103,6 +103,10 @@ impl Node {
         let mut listed = true;
         if !owner.sections.contains_key(name) {
             let mut owned = Owned::new(id, &owner.root, name, class, ttl_ms, level);
+            // A section of the node's own from before a restart: it goes on from its last version.
+            if let Some(record) = self.messages.rows.get_mut(id).and_then(|rows| rows.own.remove(&owned.key)) {
+                owned.restore(record);
+            }
             if let Some(agent) = owner.agent.as_mut().filter(|_| name != "index") {
                 listed = agent.index.get(name).is_some_and(|entry| entry.version.is_some());
                 owned.unlisted = !listed;
