@@ -1,0 +1,38 @@
+//! `persona-foreign ADDRESS MESH KAD_KEY`: joins a mesh by one address, resolves a section and says what its certificate proves.
+#![allow(clippy::disallowed_methods, reason = "a command line of its own")]
+
+use std::{error::Error, time::Duration};
+
+use data_encoding::HEXLOWER;
+use persona_foreign::{Client, gossip::did_of, head};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [address, mesh, record_key] = arguments.as_slice() else {
+        return Err("say: persona-foreign ADDRESS MESH KAD_KEY, with an address that ends in /p2p/PEER_ID".into());
+    };
+    let mut client = Client::join(mesh, &address.parse()?, PATIENCE).await?;
+    eprintln!("{} members are connected", client.members().len());
+    let mut newest: Option<head::Proven> = None;
+    for served in client.get_value(record_key.as_bytes()).await? {
+        match head::check(record_key.as_bytes(), &served.value) {
+            Err(error) => eprintln!("{}: {error}", served.peer),
+            Ok(proven) => {
+                if newest.as_ref().is_none_or(|newest| newest.manifest.version < proven.manifest.version) {
+                    newest = Some(proven);
+                }
+            }
+        }
+    }
+    let proven = newest.ok_or("no peer proved anything about this section; is the key right?")?;
+    let [n, k, f] = proven.manifest.shape;
+    println!("manifest_hash {}", HEXLOWER.encode(&proven.manifest_hash));
+    println!("owner {}", did_of(&proven.manifest.owner));
+    println!("version {} {}", proven.manifest.version.term, proven.manifest.version.seq);
+    println!("shape n={n} k={k} f={f}");
+    println!("acks {}", proven.acks);
+    Ok(())
+}
