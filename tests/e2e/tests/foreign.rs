@@ -154,6 +154,11 @@ async fn changes_nothing(
     for served in &again {
         ensure!(head::check(key, &served.value)?.manifest_hash == proven.manifest_hash, "{} serves another manifest now", served.peer);
     }
+    // A newcomer, who never saw the original, finds the same and nothing else.
+    let mut newcomer = Client::join("drill", &address_of(mesh, 4)?.parse()?, PATIENCE).await?;
+    let resolved = client.meanwhile(newcomer.resolve(key)).await?;
+    ensure!(resolved.newest.is_some_and(|newest| newest.manifest_hash == proven.manifest_hash), "a newcomer resolves another manifest");
+    ensure!(resolved.refused.is_empty() && resolved.by.len() == again.len(), "a newcomer is served otherwise: {:?}", resolved.refused);
     ensure!(client.get_value(&its_key).await?.is_empty(), "the stranger's own section is served");
     Ok(())
 }

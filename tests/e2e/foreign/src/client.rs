@@ -20,7 +20,10 @@ use libp2p::{
 };
 use tokio::time::{Instant, timeout};
 
-use crate::gossip::{self, Batch, MESSAGE_ID_BYTES};
+use crate::{
+    gossip::{self, Batch, MESSAGE_ID_BYTES},
+    head::{self, HeadError, Proven},
+};
 
 /// A Kademlia message has at most this many bytes (docs/spec/wire.md#protocols).
 const KAD_PACKET_BYTES_MAX: usize = 96 << 10;
@@ -84,6 +87,17 @@ pub struct Served {
     pub peer: PeerId,
     /// The record's value: a certified head, if the peer is honest.
     pub value: Vec<u8>,
+}
+
+/// What a record key stands for, as far as this client could find out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resolved {
+    /// The proven head of the highest version, if any peer served a proven one.
+    pub newest: Option<Proven>,
+    /// Who served a head of that version.
+    pub by: Vec<PeerId>,
+    /// Who served what proves nothing, and why it does not.
+    pub refused: Vec<(PeerId, HeadError)>,
 }
 
 /// A message from a lane that was judged sound, and passed on.
@@ -223,6 +237,32 @@ impl Client {
     pub async fn get_value(&mut self, record_key: &[u8]) -> Result<Vec<Served>, ClientError> {
         let query = self.swarm.behaviour_mut().kad.get_record(kad::RecordKey::new(&record_key));
         Ok(self.finish(query, "a record").await?.served)
+    }
+
+    /// Resolves a record key: asks the closest peers, checks each answer, keeps the highest version (docs/spec/wire.md#kademlia-records).
+    ///
+    /// # Errors
+    /// The lookup does not end.
+    pub async fn resolve(&mut self, record_key: &[u8]) -> Result<Resolved, ClientError> {
+        let mut resolved = Resolved { newest: None, by: Vec::new(), refused: Vec::new() };
+        for Served { peer, value } in self.get_value(record_key).await? {
+            let proven = match head::check(record_key, &value) {
+                Ok(proven) => proven,
+                Err(error) => {
+                    resolved.refused.push((peer, error));
+                    continue;
+                }
+            };
+            let known = resolved.newest.as_ref().map(|newest| newest.manifest.version);
+            if known < Some(proven.manifest.version) {
+                resolved.by.clear();
+                resolved.newest = Some(proven);
+            } else if known > Some(proven.manifest.version) {
+                continue;
+            }
+            resolved.by.push(peer);
+        }
+        Ok(resolved)
     }
 
     /// PUT_VALUE of each value to all of `peers`, all at once. Who acknowledged it, for each value.

@@ -15,7 +15,7 @@ pub mod frame;
 pub mod gossip;
 pub mod head;
 
-pub use client::{Client, ClientError, Message, Served};
+pub use client::{Client, ClientError, Message, Resolved, Served};
 
 /// SHA-256 over several byte strings, one after the other.
 pub(crate) fn sha256(parts: &[&[u8]]) -> [u8; 32] {

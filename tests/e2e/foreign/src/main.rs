@@ -4,7 +4,7 @@
 use std::{error::Error, time::Duration};
 
 use data_encoding::HEXLOWER;
-use persona_foreign::{Client, gossip::did_of, head};
+use persona_foreign::{Client, gossip::did_of};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -16,23 +16,17 @@ async fn main() -> Result<(), Box<dyn Error>> {
     };
     let mut client = Client::join(mesh, &address.parse()?, PATIENCE).await?;
     eprintln!("{} members are connected", client.members().len());
-    let mut newest: Option<head::Proven> = None;
-    for served in client.get_value(record_key.as_bytes()).await? {
-        match head::check(record_key.as_bytes(), &served.value) {
-            Err(error) => eprintln!("{}: {error}", served.peer),
-            Ok(proven) => {
-                if newest.as_ref().is_none_or(|newest| newest.manifest.version < proven.manifest.version) {
-                    newest = Some(proven);
-                }
-            }
-        }
+    let resolved = client.resolve(record_key.as_bytes()).await?;
+    for (peer, error) in &resolved.refused {
+        eprintln!("{peer}: {error}");
     }
-    let proven = newest.ok_or("no peer proved anything about this section; is the key right?")?;
+    let proven = resolved.newest.ok_or("no peer proved anything about this section; is the key right?")?;
     let [n, k, f] = proven.manifest.shape;
     println!("manifest_hash {}", HEXLOWER.encode(&proven.manifest_hash));
     println!("owner {}", did_of(&proven.manifest.owner));
     println!("version {} {}", proven.manifest.version.term, proven.manifest.version.seq);
     println!("shape n={n} k={k} f={f}");
     println!("acks {}", proven.acks);
+    println!("served_by {}", resolved.by.len());
     Ok(())
 }
