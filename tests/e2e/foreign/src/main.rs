@@ -1,7 +1,7 @@
 //! `persona-foreign ADDRESS MESH KAD_KEY`: joins a mesh by one address, resolves a section and says what its certificate proves.
 #![allow(clippy::disallowed_methods, reason = "a command line of its own")]
 
-use std::{error::Error, time::Duration};
+use std::{error::Error, process::ExitCode, time::Duration};
 
 use data_encoding::HEXLOWER;
 use persona_foreign::{Client, gossip::did_of};
@@ -9,7 +9,17 @@ use persona_foreign::{Client, gossip::did_of};
 const PATIENCE: Duration = Duration::from_secs(10);
 
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> ExitCode {
+    match run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [address, mesh, record_key] = arguments.as_slice() else {
         return Err("say: persona-foreign ADDRESS MESH KAD_KEY, with an address that ends in /p2p/PEER_ID".into());
