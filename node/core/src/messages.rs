@@ -660,11 +660,16 @@ impl Node {
         let key = SectionKey::derive(&agent, b"card");
         let label = format!("{}/card", agent.to_did());
         let wanted = Wanted { key, owner: Some(agent), label, mode, fence: None, want_content: true };
-        self.begin_get(wanted, GetPurpose::Card { agent });
+        self.begin_get(wanted, GetPurpose::Card { agent, mode });
     }
 
     /// A card was read, or could not be.
-    pub(crate) fn card_came(&mut self, agent: OwnerKey, result: Result<Option<Card>, CallError>) {
+    pub(crate) fn card_came(&mut self, agent: OwnerKey, mode: Mode, result: Result<Option<Card>, CallError>) {
+        // Too many of its holders are gone to know that it is the newest: it is signed all the same, and better than silence. If the agent
+        // has moved meanwhile, its next message is of a higher term, and its card is read again.
+        if mode != Mode::Any && matches!(result, Err(CallError::QuorumUnreachable { .. } | CallError::Unavailable { .. })) {
+            return self.fetch_card(agent, Mode::Any);
+        }
         let waiting = self.messages.waiting.remove(&agent).unwrap_or_default();
         let (card, error) = match result {
             Ok(Some(card)) => {
