@@ -410,7 +410,7 @@ impl Shell {
 
     fn on_mesh(&mut self, event: MeshEvent) {
         match event {
-            MeshEvent::Listening { address } => tracing::info!(address, "listening"),
+            MeshEvent::Listening { address } => tracing::debug!(address, "reachable"),
             MeshEvent::Connected { peer, address, outgoing } => {
                 tracing::debug!(peer = peer.to_peer_id_string(), address, outgoing, "connected");
                 let now_ms = clock::now().wall_ms;

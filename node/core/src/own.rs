@@ -99,6 +99,8 @@ pub(crate) struct Owned {
     pub(crate) unlisted: bool,
     /// Refuse instead of storing at a lower level; for the next put only.
     pub(crate) require_level: Option<u8>,
+    /// Who was closest at the last lookup, and until when (monotonic) that is taken as it is.
+    pub(crate) candidates: Option<(u64, Vec<persona_fragments::PeerKey>)>,
     /// Holders that did not answer lately, with the end (monotonic) of their quarantine.
     pub(crate) avoid: BTreeMap<persona_fragments::PeerKey, u64>,
 }
@@ -144,6 +146,7 @@ impl Owned {
             waiting_next: Vec::new(),
             unlisted: false,
             require_level: None,
+            candidates: None,
             avoid: BTreeMap::new(),
         }
     }

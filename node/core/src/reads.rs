@@ -167,7 +167,7 @@ impl Node {
     pub(crate) fn on_found(&mut self, id: u64, peers: Vec<PeerKey>) {
         let Some(op) = self.lookups.remove(&id) else { return };
         match self.ops.get(&op) {
-            Some(Op::Put(_)) => self.put_found(op, &peers),
+            Some(Op::Put(_)) => self.put_looked_up(op, peers),
             Some(Op::Survey(_)) => {}
             Some(Op::Get(get)) => {
                 let known = self.known_head(&get.key);
