@@ -209,6 +209,7 @@ impl Node {
             }
             () => Ok(()),
         });
+        let checked = checked.and_then(|()| self.bond_is_missing(&from, &to).map_or(Ok(()), Err));
         match checked {
             Err(error) => self.reply(call, Err(error)),
             Ok(()) => match self.messages.cards.get(&to).map(|known| known.card.clone()) {
@@ -522,6 +523,10 @@ impl Node {
         let Some(agent) = self.owners.get(&to).and_then(|owner| owner.agent.as_ref()) else { return };
         let envelope = &verified.envelope().header;
         let (sender, kind, counter, term) = (envelope.sender, envelope.kind, envelope.counter, envelope.term);
+        if self.bond_is_missing(&to, &sender).is_some() {
+            // Not judged, so not refused: without the chain nobody can tell. Its sender sends it again.
+            return self.count("messages_dropped_waiting");
+        }
         let (verdict, accepted) = judge(verified, &agent.identity, agent.pairs.get(&sender), card, self.now.wall_ms);
         let report = self.record_verdict(verdict_report(&verdict, &sender, &to, self.now.wall_ms, counter, term, kind));
         let Some(accepted) = accepted else {
