@@ -445,7 +445,8 @@ impl Node {
     fn import_took(&mut self, import: u64, name: &str, got: Got) {
         let Some(state) = self.imports.get_mut(&import) else { return };
         let id = state.agent;
-        if got.value.fresh == Freshness::MaybeStale {
+        // What an agent was doing a moment ago says nothing about who it is.
+        if got.value.fresh == Freshness::MaybeStale && is_worth_looking_for(got.value.head.manifest.class) {
             state.mode = Mode::Any;
             // Nobody can say that no newer version is out there: the old one's lifetime bounds the doubt.
             state.stale_until_ms = state.stale_until_ms.max(Some(got.value.head.manifest.expires_at_ms()));
@@ -581,7 +582,7 @@ impl Node {
                     (None, None, Some(CallError::NotFound { .. })) if step.class == Some(Class::Active) => "expired",
                     _ => "missing",
                 };
-                complete &= section_state != "missing";
+                complete &= section_state != "missing" || !step.class.is_none_or(is_worth_looking_for);
                 if section_state == "missing" && step.class.is_none_or(is_worth_looking_for) {
                     missing.push(name.clone());
                 }

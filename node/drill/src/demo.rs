@@ -433,11 +433,14 @@ fn tell_doubts(story: &mut Story<'_>, answer: &Value, partners: &[Agent]) -> Res
         let kind = name.split('/').next().unwrap_or_default();
         by_state.entry(state).or_default().push(partner.map_or_else(|| name.to_owned(), |partner| format!("{kind}/{}", partner.name)));
     }
-    let why = [("stale", "Labelled perhaps stale"), ("missing", "Named as missing, and asked for again until it is there")];
+    let why = [("stale", "Labelled perhaps stale"), ("missing", "Named as missing")];
     for (state, label) in why {
         if let Some(names) = by_state.get(state) {
             story.tell(format!("{label}: {}.", names.join(", ")));
         }
+    }
+    if by_state.get("missing").is_some_and(|names| names.iter().any(|name| name != "behavior")) {
+        story.tell("She asks for what is missing again and again, and begins nothing anew in its place.");
     }
     if let Some(until_ms) = answer["bounded_stale_until_ms"].as_u64() {
         let now_ms = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
@@ -533,7 +536,9 @@ async fn answer_and_impostor(
     let sent = match mira.say(mesh, tomas, words).await {
         Ok(sent) => sent,
         Err(error) => {
-            story.tell(format!("tomas does not hear from the moved mira: {error:#}."));
+            let why = error.chain().find_map(|cause| cause.downcast_ref::<ApiError>()?.problem().map(|problem| problem.detail.clone()));
+            let why = why.unwrap_or_else(|| format!("{error:#}")).replace(&tomas.id, "tomas").replace(&mira.id, "mira");
+            story.tell(format!("She cannot reach tomas yet: {why}."));
             return Ok(false);
         }
     };
