@@ -41,7 +41,7 @@ const CALLS_WAITING_MAX: usize = 1024;
 const STORE_EVENTS_MAX: usize = 1024;
 
 /// The address book is written at most this often.
-const BOOK_SAVE_MS: u64 = 5_000;
+const BOOK_SAVE_MS: u64 = 1_000;
 
 /// How a node is started.
 #[derive(Clone, Debug)]
@@ -443,6 +443,13 @@ impl Shell {
                     Topic::Messages(lane) => Gossip::Messages(lane),
                 };
                 self.run(Input::Gossip { message, topic, data });
+            }
+            // Whoever dialed this node is found again too, when it restarts at another port and nobody knows it there.
+            MeshEvent::Identified { peer, addresses } => {
+                let now_ms = clock::now().wall_ms;
+                if self.book.learned(peer, &addresses, now_ms) > 0 {
+                    self.book_dirty_since_ms.get_or_insert(now_ms);
+                }
             }
             MeshEvent::Record { .. } | MeshEvent::Rtt { .. } => {}
         }

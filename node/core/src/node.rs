@@ -19,7 +19,8 @@ use crate::{
     call::{Answer, Call, CallError},
     import::Import,
     messages::Messages,
-    own::Owner,
+    missing::Missing,
+    own::{Owner, OwnerState},
     reads::{GetOp, Survey},
     report::{AlarmReport, CanaryReport, StatusReport},
     sections::PutOp,
@@ -424,7 +425,13 @@ impl Node {
             Op::Survey(survey) => Some(survey.deadline_us),
         });
         let sections = self.owners.values().filter_map(Owner::deadline);
-        ops.chain(sections).chain([self.canary.next_us, self.next_holder_tick_us, self.messages.next_us]).min().unwrap_or(self.now.mono_us)
+        let missing = self.owners.values().filter(|owner| owner.state == OwnerState::Live).filter_map(|owner| owner.agent.as_ref());
+        let missing = missing.flat_map(|agent| agent.missing.values().filter_map(Missing::deadline));
+        ops.chain(sections)
+            .chain(missing)
+            .chain([self.canary.next_us, self.next_holder_tick_us, self.messages.next_us])
+            .min()
+            .unwrap_or(self.now.mono_us)
     }
 
     /// Does all that is due.
@@ -437,6 +444,7 @@ impl Node {
         }
         self.tick_ops();
         self.tick_sections();
+        self.tick_missing();
         self.tick_messages();
         self.tick_canary();
     }

@@ -13,7 +13,7 @@ use persona_fragments::{
 };
 use zeroize::Zeroizing;
 
-use crate::node::OpId;
+use crate::{missing::Missing, node::OpId};
 
 /// The sections of one owner.
 pub(crate) struct Owner {
@@ -47,6 +47,8 @@ pub(crate) struct Agent {
     pub(crate) index: Index,
     pub(crate) relationships: BTreeMap<OwnerKey, Relationship>,
     pub(crate) pairs: BTreeMap<OwnerKey, PairState>,
+    /// Sections that the index lists and that could not be read yet.
+    pub(crate) missing: BTreeMap<String, Missing>,
     /// Until when (monotonic) what it does is worth a `behavior` section.
     pub(crate) active_until_us: u64,
     /// Sequence number of the next delivered message.

@@ -93,6 +93,8 @@ pub(crate) enum GetPurpose {
     Card { agent: OwnerKey, mode: Mode },
     /// A step of an import.
     Import { import: u64, name: String },
+    /// A section that an import had to go without.
+    Missing { agent: OwnerKey, name: String },
     /// The canary.
     Canary,
 }
@@ -405,6 +407,7 @@ impl Node {
                 self.card_came(agent, mode, card);
             }
             GetPurpose::Import { import, name } => self.import_got(import, &name, result),
+            GetPurpose::Missing { agent, name } => self.missing_got(agent, &name, result),
             GetPurpose::Canary => self.canary_got(result),
         }
     }
