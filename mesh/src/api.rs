@@ -174,6 +174,13 @@ pub enum MeshEvent {
         /// What: not decoded, not trusted.
         data: Vec<u8>,
     },
+    /// A connected peer has said where it listens. Good for an address book: it is the peer's own word, nobody has tried it.
+    Identified {
+        /// Who.
+        peer: PeerKey,
+        /// Multiaddrs without peer id that this node could dial, at most ten.
+        addresses: Vec<String>,
+    },
     /// A ping came back.
     Rtt {
         /// From whom.

@@ -621,6 +621,7 @@ impl Driver {
 
     fn on_identified(&mut self, connection: ConnectionId, peer: PeerId, info: identify::Info) {
         let Some(known) = self.peers.get_mut(&peer) else { return };
+        let key = known.key;
         known.agent = info.agent_version.chars().filter(|c| !c.is_control()).take(64).collect();
         let connection = known.connections.iter().find(|other| other.id == connection);
         let (is_near, dialed) = connection.map_or((false, None), |connection| {
@@ -641,6 +642,7 @@ impl Driver {
             }
         }
         addresses.truncate(ADDRESSES_PER_PEER_MAX);
+        self.offer(MeshEvent::Identified { peer: key, addresses: addresses.iter().map(Multiaddr::to_string).collect() });
         self.remember(peer, addresses.clone());
         self.route(peer, &preferred(&addresses));
     }

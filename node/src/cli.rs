@@ -337,7 +337,7 @@ pub fn main() -> ExitCode {
 
 fn logs() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("PERSONA_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,libp2p=warn"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,libp2p=warn,libp2p_kad=error"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
 }
 
@@ -600,9 +600,9 @@ async fn section(verb: SectionVerb, common: &Common) -> anyhow::Result<()> {
             show(common, &reply, |reply| {
                 let tolerance = if reply["byzantine_tolerant"] == true { "" } else { " (not Byzantine-tolerant)" };
                 format!(
-                    "stored as version {}: {} of {} holders signed for it, any {} of {} shards give it back: level {}{tolerance}, for {:.0} s unless renewed",
+                    "stored as version {}: {} of {} holders have a shard on disk, any {} of {} shards give it back: level {}{tolerance}, for {:.0} s unless renewed",
                     text(&reply["version"]),
-                    reply["acks"],
+                    reply["placed"],
                     reply["n"],
                     reply["k"],
                     reply["n"],

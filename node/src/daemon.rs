@@ -41,7 +41,7 @@ const CALLS_WAITING_MAX: usize = 1024;
 const STORE_EVENTS_MAX: usize = 1024;
 
 /// The address book is written at most this often.
-const BOOK_SAVE_MS: u64 = 5_000;
+const BOOK_SAVE_MS: u64 = 1_000;
 
 /// How a node is started.
 #[derive(Clone, Debug)]
@@ -410,7 +410,7 @@ impl Shell {
 
     fn on_mesh(&mut self, event: MeshEvent) {
         match event {
-            MeshEvent::Listening { address } => tracing::info!(address, "listening"),
+            MeshEvent::Listening { address } => tracing::debug!(address, "reachable"),
             MeshEvent::Connected { peer, address, outgoing } => {
                 tracing::debug!(peer = peer.to_peer_id_string(), address, outgoing, "connected");
                 let now_ms = clock::now().wall_ms;
@@ -443,6 +443,13 @@ impl Shell {
                     Topic::Messages(lane) => Gossip::Messages(lane),
                 };
                 self.run(Input::Gossip { message, topic, data });
+            }
+            // Whoever dialed this node is found again too, when it restarts at another port and nobody knows it there.
+            MeshEvent::Identified { peer, addresses } => {
+                let now_ms = clock::now().wall_ms;
+                if self.book.learned(peer, &addresses, now_ms) > 0 {
+                    self.book_dirty_since_ms.get_or_insert(now_ms);
+                }
             }
             MeshEvent::Record { .. } | MeshEvent::Rtt { .. } => {}
         }

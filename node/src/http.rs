@@ -125,7 +125,9 @@ pub(crate) async fn serve(options: &Options, shared: Arc<Shared>) -> anyhow::Res
 }
 
 /// An error as `application/problem+json` (RFC 9457), with a hint.
-struct Problem {
+struct Problem(Box<Details>);
+
+struct Details {
     status: StatusCode,
     title: String,
     detail: String,
@@ -135,7 +137,7 @@ struct Problem {
 
 impl Problem {
     fn new(status: StatusCode, title: &str, detail: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { status, title: title.to_owned(), detail: detail.into(), hint: hint.into(), data: json!({}) }
+        Self(Box::new(Details { status, title: title.to_owned(), detail: detail.into(), hint: hint.into(), data: json!({}) }))
     }
 
     fn bad_request(detail: impl Into<String>) -> Self {
@@ -149,10 +151,9 @@ impl Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let body = json!({
-            "type": "about:blank", "title": self.title, "status": self.status.as_u16(), "detail": self.detail, "hint": self.hint, "data": self.data,
-        });
-        let mut response = (self.status, Json(body)).into_response();
+        let Details { status, title, detail, hint, data } = *self.0;
+        let body = json!({"type": "about:blank", "title": title, "status": status.as_u16(), "detail": detail, "hint": hint, "data": data});
+        let mut response = (status, Json(body)).into_response();
         response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/problem+json"));
         response
     }
@@ -184,7 +185,7 @@ impl From<CallError> for Problem {
             CallError::Fenced { term } => json!({"term": term}),
             _ => json!({}),
         };
-        Self { status, title: error.title().to_owned(), detail: error.to_string(), hint: error.hint(), data }
+        Self(Box::new(Details { status, title: error.title().to_owned(), detail: error.to_string(), hint: error.hint(), data }))
     }
 }
 
@@ -337,7 +338,13 @@ async fn agent_create(State(app): State<App>, Json(body): Json<CreateBody>) -> R
     };
     let Answer::Agent { agent, name, root, seed, term, .. } = app.call(call).await? else { return Err(unexpected()) };
     let recovery = keep(&app, agent, &name, &root, &seed, term, None).await?;
-    let Answer::Puts(sections) = app.call(Call::Publish { agent }).await? else { return Err(unexpected()) };
+    let published = app.call(Call::Publish { agent }).await.map_err(|mut problem| {
+        problem.0.hint = format!(
+            "{name} is born and kept on this disk, and is put again until it is placed; `persona agent export {name} FILE` writes its recovery file"
+        );
+        problem
+    })?;
+    let Answer::Puts(sections) = published else { return Err(unexpected()) };
     Ok(Json(json!({"agent": agent.to_did(), "name": name, "recovery": BASE64.encode(recovery.as_bytes()), "sections": sections})))
 }
 
@@ -386,7 +393,10 @@ async fn agent_import(State(app): State<App>, Json(body): Json<ImportBody>) -> R
     }
     let bytes = BASE64.decode(body.recovery.as_bytes()).map_err(|_| Problem::bad_request("`recovery` is not base64"))?;
     let text = String::from_utf8(bytes).map_err(|_| Problem::bad_request("the recovery file is not text: was it damaged on the way?"))?;
-    let file = RecoveryFile::decode(&text).map_err(|error| Problem::bad_request(error.to_string()))?;
+    let file = RecoveryFile::decode(&text).map_err(|error| {
+        let hint = "give the file that `persona agent create` or `persona agent export` wrote";
+        Problem::new(StatusCode::BAD_REQUEST, "bad-request", error.to_string(), hint)
+    })?;
     let passphrase = Passphrase::new(body.passphrase);
     let opened = tokio::task::spawn_blocking(move || -> Result<_, Problem> {
         let kdf = file.kdf();

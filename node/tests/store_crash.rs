@@ -261,7 +261,7 @@ fn apply(contents: &mut Contents, writes: &[Write]) {
     }
 }
 
-/// A batch of 1 to 6 writes to a few keys of two to twelve tables, some of which need the second sync and some not.
+/// A batch of 1 to 6 writes to a few keys of two to twelve tables.
 fn batch(rng: &mut impl Rng) -> Vec<Write> {
     let spread = if below(rng, 2) == 0 { 1 } else { Table::ALL.len() };
     (0..1 + below(rng, 6))

@@ -14,6 +14,7 @@ use zeroize::Zeroizing;
 use crate::{
     call::{Answer, CallError},
     disk::{ROW_PAIR, ROW_RELATIONSHIP, partner_row},
+    missing::{Missing, is_worth_looking_for},
     node::Node,
     own::{Agent, Content, Owned, Owner, OwnerState, PutWaiter},
     reads::{GetPurpose, Got, Wanted, card_report, read_card},
@@ -206,6 +207,7 @@ impl Node {
         let id = root.agent_id();
         let mut owner = Owner::new(root, keys.term, OwnerState::Live);
         let rows = self.messages.take_own_rows(&id);
+        let now_us = self.now.mono_us;
         let open = |owner: &mut Owner, name: &str, class: Class| -> Result<Option<persona_fragments::Fields>, String> {
             let spec = self.config.classes.of(class);
             let mut owned = Owned::new(&id, &owner.root, name, class, spec.ttl.as_millis() as u64, spec.level);
@@ -237,14 +239,19 @@ impl Node {
             .map_err(|error| error.to_string())?;
         let mut agent = Agent::new(keys.name, identity);
         for (name, entry) in index.iter().filter(|(name, entry)| !entry.removed && !matches!(*name, "core" | "index" | "card")) {
-            let Some(fields) = open(&mut owner, name, entry.class)? else { continue };
+            let Some(fields) = open(&mut owner, name, entry.class)? else {
+                if is_worth_looking_for(entry.class) {
+                    agent.missing.insert(name.to_owned(), Missing::since(now_us, entry.ttl_ms));
+                }
+                continue;
+            };
             agent.take_section(name, &fields)?;
         }
         agent.index = index;
         // Chains and logs are written with every message, ahead of their sections.
         let stale = agent.take_local(&owner.root.local_key(), &id, &rows)?;
+        agent.missing.retain(|name, _| !stale.contains(name));
         owner.agent = Some(Box::new(agent));
-        let now_us = self.now.mono_us;
         let listed = owner.sections.get("index").is_some_and(|index| index.head.is_some());
         let mut unlisted = Vec::new();
         for (name, owned) in &mut owner.sections {
@@ -477,7 +484,8 @@ impl Node {
     fn import_took(&mut self, import: u64, name: &str, got: Got) {
         let Some(state) = self.imports.get_mut(&import) else { return };
         let id = state.agent;
-        if got.value.fresh == Freshness::MaybeStale {
+        // What an agent was doing a moment ago says nothing about who it is.
+        if got.value.fresh == Freshness::MaybeStale && is_worth_looking_for(got.value.head.manifest.class) {
             state.mode = Mode::Any;
             // Nobody can say that no newer version is out there: the old one's lifetime bounds the doubt.
             state.stale_until_ms = state.stale_until_ms.max(Some(got.value.head.manifest.expires_at_ms()));
@@ -608,6 +616,7 @@ impl Node {
         }
         writes.extend(self.continue_messages(&id, &key, rows));
         let mut complete = problems.is_empty();
+        let mut missing = Vec::new();
         let sections: Vec<ImportedSection> = state
             .sections
             .into_iter()
@@ -623,11 +632,20 @@ impl Node {
                     (None, None, Some(CallError::NotFound { .. })) if step.class == Some(Class::Active) => "expired",
                     _ => "missing",
                 };
-                complete &= section_state != "missing";
+                complete &= section_state != "missing" || !step.class.is_none_or(is_worth_looking_for);
+                if section_state == "missing" && step.class.is_none_or(is_worth_looking_for) {
+                    missing.push(name.clone());
+                }
                 let error = problem.or_else(|| step.error.map(|error| error.to_string()));
                 ImportedSection { section: name, state: section_state, error, get: step.get, put: step.put }
             })
             .collect();
+        if let Some(agent) = self.owners.get_mut(&id).and_then(|owner| owner.agent.as_mut()) {
+            for name in missing {
+                let ttl_ms = agent.index.get(&name).map_or(0, |entry| entry.ttl_ms);
+                agent.missing.insert(name, Missing::since(now_us, ttl_ms));
+            }
+        }
         let mode = match state.mode {
             Mode::Any => "any",
             Mode::Regular => "regular",
@@ -678,6 +696,7 @@ impl Node {
                         OwnerState::Fenced(_) => "fenced",
                     },
                     relationships: agent.relationships.len(),
+                    missing: agent.missing.keys().cloned().collect(),
                     card: owner.sections.get("card").and_then(|owned| card_report(&owned.stored)),
                     sections: self.section_reports(&owner.id),
                 })
@@ -699,6 +718,7 @@ impl Agent {
             index: Index::new(),
             relationships: BTreeMap::new(),
             pairs: BTreeMap::new(),
+            missing: BTreeMap::new(),
             active_until_us: 0,
             next_inbox: 1,
         }
@@ -721,7 +741,7 @@ impl Agent {
 }
 
 /// A section as another host left it: its bytes, its head, and its holders still to be told of what comes next.
-fn adopted(id: &OwnerKey, root: &RootSecret, name: &str, head: &CertifiedHead, stored: Vec<u8>) -> Owned {
+pub(crate) fn adopted(id: &OwnerKey, root: &RootSecret, name: &str, head: &CertifiedHead, stored: Vec<u8>) -> Owned {
     let manifest = &head.manifest;
     let mut owned = Owned::new(id, root, name, manifest.class, manifest.ttl_ms, manifest.level);
     owned.stored = stored;

@@ -14,6 +14,7 @@ mod call;
 mod disk;
 mod import;
 mod messages;
+mod missing;
 mod node;
 mod own;
 mod reads;

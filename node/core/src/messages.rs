@@ -221,6 +221,7 @@ impl Node {
             }
             () => Ok(()),
         });
+        let checked = checked.and_then(|()| self.bond_is_missing(&from, &to).map_or(Ok(()), Err));
         match checked {
             Err(error) => self.reply(call, Err(error)),
             Ok(()) => match self.messages.cards.get(&to).map(|known| known.card.clone()) {
@@ -564,6 +565,10 @@ impl Node {
         let Some(agent) = self.owners.get(&to).and_then(|owner| owner.agent.as_ref()) else { return };
         let envelope = &verified.envelope().header;
         let (sender, kind, counter, term) = (envelope.sender, envelope.kind, envelope.counter, envelope.term);
+        if self.bond_is_missing(&to, &sender).is_some() {
+            // Not judged, so not refused: without the chain nobody can tell. Its sender sends it again.
+            return self.count("messages_dropped_waiting");
+        }
         let (verdict, accepted) = judge(verified, &agent.identity, agent.pairs.get(&sender), card, self.now.wall_ms);
         self.record_verdict(verdict_report(&verdict, &sender, &to, self.now.wall_ms, counter, term, kind));
         let Some(accepted) = accepted else {
@@ -577,8 +582,15 @@ impl Node {
         };
         self.count("envelopes_accepted");
         let now_ms = self.now.wall_ms;
+        let first_contact = verified.envelope().header.first_contact.is_some();
         let Some(agent) = self.owners.get_mut(&to).and_then(|owner| owner.agent.as_mut()) else { return };
-        agent.pairs.insert(sender, accepted.pair);
+        // First contact again, from a later term: the partner came back without this pair's keys, and cannot read what is sent under them.
+        let met_before = agent.pairs.get(&sender).and_then(PairState::acknowledged).is_some_and(|acknowledged| acknowledged.term < term);
+        let mut pair = accepted.pair;
+        if first_contact && met_before {
+            pair.restart_sending();
+        }
+        agent.pairs.insert(sender, pair);
         let mut after = AfterMessages::default();
         let mut writes = Vec::new();
         match accepted.kind {
@@ -724,7 +736,8 @@ impl Node {
 
     /// A card was read, or could not be.
     pub(crate) fn card_came(&mut self, agent: OwnerKey, mode: Mode, result: Result<Option<Card>, CallError>) {
-        // Better the newest card that can be had than silence: this node's floor keeps it from going back to an older term.
+        // Too many of its holders are gone to know that it is the newest: it is signed all the same, and better than silence. If the agent
+        // has moved meanwhile, its next message is of a higher term, and its card is read again.
         if mode != Mode::Any && matches!(result, Err(CallError::QuorumUnreachable { .. } | CallError::Unavailable { .. })) {
             return self.fetch_card(agent, Mode::Any);
         }

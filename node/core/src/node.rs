@@ -19,7 +19,8 @@ use crate::{
     call::{Answer, Call, CallError},
     import::Import,
     messages::Messages,
-    own::Owner,
+    missing::Missing,
+    own::{Owner, OwnerState},
     reads::{Floor, GetOp, Survey},
     report::{AlarmReport, CanaryReport, StatusReport},
     sections::PutOp,
@@ -69,7 +70,7 @@ pub struct NodeKeys {
     pub secret: zeroize::Zeroizing<[u8; 32]>,
 }
 
-/// A gossip topic of docs/spec/wire.md#topics.
+/// A gossip topic of docs/spec/gossip.md#topics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Gossip {
     /// Commitments of personalities.
@@ -433,8 +434,11 @@ impl Node {
         let sections = self.owners.values().filter_map(Owner::deadline);
         // A canary on its way ends by itself, with its put or its get.
         let canary = (!self.canary.running).then_some(self.canary.next_us);
+        let missing = self.owners.values().filter(|owner| owner.state == OwnerState::Live).filter_map(|owner| owner.agent.as_ref());
+        let missing = missing.flat_map(|agent| agent.missing.values().filter_map(Missing::deadline));
         ops.into_iter()
             .chain(sections)
+            .chain(missing)
             .chain(canary)
             .chain([self.next_holder_tick_us, self.messages.next_us])
             .min()
@@ -451,6 +455,7 @@ impl Node {
         }
         self.tick_ops();
         self.tick_sections();
+        self.tick_missing();
         self.tick_messages();
         self.tick_canary();
     }

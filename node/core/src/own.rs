@@ -13,7 +13,7 @@ use persona_fragments::{
 };
 use zeroize::Zeroizing;
 
-use crate::node::OpId;
+use crate::{missing::Missing, node::OpId};
 
 /// How far a writer jumps ahead when a version of its own turns out to be taken: farther than what the other one wrote meanwhile.
 const VERSIONS_SKIPPED: u64 = 1 << 10;
@@ -50,6 +50,8 @@ pub(crate) struct Agent {
     pub(crate) index: Index,
     pub(crate) relationships: BTreeMap<OwnerKey, Relationship>,
     pub(crate) pairs: BTreeMap<OwnerKey, PairState>,
+    /// Sections that the index lists and that could not be read yet.
+    pub(crate) missing: BTreeMap<String, Missing>,
     /// Until when (monotonic) what it does is worth a `behavior` section.
     pub(crate) active_until_us: u64,
     /// Sequence number of the next delivered message.
@@ -100,6 +102,8 @@ pub(crate) struct Owned {
     pub(crate) waiting_next: Vec<PutWaiter>,
     /// Its name is not yet committed in the index: it must not be put before.
     pub(crate) unlisted: bool,
+    /// Who was closest at the last lookup, and until when (monotonic) that is taken as it is.
+    pub(crate) candidates: Option<(u64, Vec<persona_fragments::PeerKey>)>,
     /// Holders that did not answer lately, with the end (monotonic) of their quarantine.
     pub(crate) avoid: BTreeMap<persona_fragments::PeerKey, u64>,
 }
@@ -144,6 +148,7 @@ impl Owned {
             waiting: Vec::new(),
             waiting_next: Vec::new(),
             unlisted: false,
+            candidates: None,
             avoid: BTreeMap::new(),
         }
     }

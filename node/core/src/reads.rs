@@ -103,6 +103,8 @@ pub(crate) enum GetPurpose {
     Card { agent: OwnerKey, mode: Mode },
     /// A step of an import.
     Import { import: u64, name: String },
+    /// A section that an import had to go without.
+    Missing { agent: OwnerKey, name: String },
     /// The canary.
     Canary,
 }
@@ -177,7 +179,7 @@ impl Node {
     pub(crate) fn on_found(&mut self, id: u64, peers: Vec<PeerKey>) {
         let Some(op) = self.lookups.remove(&id) else { return };
         match self.ops.get(&op) {
-            Some(Op::Put(_)) => self.put_found(op, &peers),
+            Some(Op::Put(_)) => self.put_looked_up(op, peers),
             Some(Op::Survey(_)) => {}
             Some(Op::Get(get)) => {
                 let known = self.known_head(&get.key);
@@ -431,6 +433,7 @@ impl Node {
                 self.card_came(agent, mode, card);
             }
             GetPurpose::Import { import, name } => self.import_got(import, &name, result),
+            GetPurpose::Missing { agent, name } => self.missing_got(agent, &name, result),
             GetPurpose::Canary => self.canary_got(result),
         }
     }

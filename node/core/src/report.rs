@@ -57,6 +57,7 @@ pub struct AgentReport {
     pub state: &'static str,
     pub relationships: usize,
     pub card: Option<CardReport>,
+    pub missing: Vec<String>,
     pub sections: Vec<SectionReport>,
 }
 

@@ -39,6 +39,9 @@ const RETRY_MS: u64 = 1_000;
 /// The longest pause between attempts.
 const RETRY_MAX_MS: u64 = 30_000;
 
+/// How long the result of a lookup is used again for the same section, as long as everybody in it is still connected.
+const CANDIDATES_US: u64 = 10_000_000;
+
 /// How long a holder that did not answer is not chosen again.
 const AVOID_MS: u64 = 30_000;
 
@@ -105,6 +108,7 @@ impl Node {
             // A section of the node's own, from before a restart: its versions go on, so that none is ever signed twice.
             if let Some(record) = self.messages.rows.get_mut(id).and_then(|rows| rows.own.remove(&owned.key)) {
                 owned.continue_from(record);
+                owned.intent = self.messages.intents.remove(&owned.key);
             }
             if let Some(agent) = owner.agent.as_mut().filter(|_| name != "index") {
                 listed = agent.index.get(name).is_some_and(|entry| entry.version.is_some());
@@ -185,15 +189,36 @@ impl Node {
         owned.op = Some(op);
         owned.due_us = None;
         let key = owned.key;
+        let known =
+            owned.candidates.take().filter(|(until, peers)| *until > started_us && peers.iter().all(|peer| self.connected.contains(peer)));
         let shape = Shape::for_level(1, 1).expect("one holder is a shape");
-        self.ops.insert(op, Op::Put(Box::new(PutOp { owner, name, stage: PutStage::Lookup, started_us, renewal: false, shape })));
+        self.ops
+            .insert(op, Op::Put(Box::new(PutOp { owner, name: name.clone(), stage: PutStage::Lookup, started_us, renewal: false, shape })));
+        if let Some((until, peers)) = known {
+            self.put_found(op, &peers);
+            if let Some(owned) = self.owned(&owner, &name) {
+                owned.candidates = Some((until, peers));
+            }
+            return;
+        }
         let id = self.id();
         self.lookups.insert(id, op);
         self.out.push(Output::Lookup { id, key: key.to_kad_key().into_bytes() });
     }
 
+    /// A lookup for a put is back.
+    pub(crate) fn put_looked_up(&mut self, op: OpId, peers: Vec<PeerKey>) {
+        self.put_found(op, &peers);
+        let until = self.now.mono_us + CANDIDATES_US;
+        let Some(Op::Put(put)) = self.ops.get(&op) else { return };
+        let (owner, name) = (put.owner, put.name.clone());
+        if let Some(owned) = self.owned(&owner, &name).filter(|_| !peers.is_empty()) {
+            owned.candidates = Some((until, peers));
+        }
+    }
+
     /// The lookup is back: choose, seal, encode, sign, and write the intent down before anything is sent.
-    pub(crate) fn put_found(&mut self, op: OpId, peers: &[PeerKey]) {
+    fn put_found(&mut self, op: OpId, peers: &[PeerKey]) {
         let Some(Op::Put(put)) = self.ops.get(&op) else { return };
         let (id, name) = (put.owner, put.name.clone());
         match self.prepare_put(&id, &name, peers) {
@@ -451,6 +476,9 @@ impl Node {
             return;
         };
         owned.op = None;
+        if result.is_err() {
+            owned.candidates = None;
+        }
         match result {
             Ok(receipt) => {
                 owned.failures = 0;

@@ -199,6 +199,19 @@ impl Agent {
         Ok(all?.into_iter().filter(|section| section.class != "active").collect())
     }
 
+    /// Waits until nothing is missing any more of what the agent's import had to go without.
+    ///
+    /// # Errors
+    /// Something still is after [`PATIENCE`].
+    pub async fn whole(&self, mesh: &Mesh) -> Result<()> {
+        let (api, what) = (self.api(mesh)?, format!("{}'s missing sections to be found again", self.name));
+        let whole = until(&what, PATIENCE, async || {
+            let agent = api.get(&self.path("")).await?;
+            Ok(list(&agent, "/missing")?.is_empty().then_some(()))
+        });
+        Ok(whole.await?)
+    }
+
     /// The agent's relationships by its partners' ids.
     ///
     /// # Errors
@@ -277,9 +290,9 @@ impl Agent {
     pub async fn choose_victims(&self, mesh: &Mesh, partners: &[Self], kill: usize) -> Result<Choice> {
         let peers = mesh.peer_ids();
         let own = self.sections(mesh).await?;
-        let mut placements = self.placements(&peers, &own, true);
+        let mut placements = self.placements(&peers, &own, self);
         for partner in partners {
-            placements.extend(partner.placements(&peers, &partner.sections(mesh).await?, false));
+            placements.extend(partner.placements(&peers, &partner.sections(mesh).await?, self));
         }
         let core = own.iter().find(|section| section.name == "core");
         let core = core.with_context(|| format!("{}'s node lists no core section", self.name))?;
@@ -294,13 +307,16 @@ impl Agent {
         found.with_context(|| format!("core has {} holders, so {kill} cannot be killed", holders.len()))
     }
 
-    fn placements(&self, peers: &[Option<String>], sections: &[Section], own: bool) -> Vec<Placement> {
-        let of_pairs = sections.iter().filter(|section| section.class == "relationship");
+    /// What of this agent matters when the host of `dying` is killed: its relationships, and a partner's card.
+    fn placements(&self, peers: &[Option<String>], sections: &[Section], dying: &Self) -> Vec<Placement> {
+        let own = self.id == dying.id;
+        let of_pairs = sections.iter().filter(|section| section.class == "relationship" || !own && section.name == "card");
         let placement = |section: &Section| Placement {
-            section: format!("{}: {}", self.name, section.name),
-            own,
+            section: format!("{}/{}", self.name, section.name.split('/').next().unwrap_or_default()),
+            vital: own || section.name == "card",
             holders: indices(peers, &section.holders).into_iter().collect(),
             tolerated: usize::try_from(section.f).unwrap_or(usize::MAX),
+            rebuildable: usize::try_from(section.n.saturating_sub(section.k)).unwrap_or(usize::MAX),
         };
         of_pairs.map(placement).collect()
     }

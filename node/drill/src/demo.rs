@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 pub use self::report::{CoreReport, DemoReport, ModeOutcome, Modes};
-use self::report::{Promise, READ_PROMISE, Seen, check_modes, note_import, note_refusal, seen_by};
+use self::report::{Promise, READ_PROMISE, check_modes, note_import, note_refusal, shortage};
 use crate::agents::{Agent, Bond, PATIENCE, Section, import};
 use crate::api::{self, Api, ApiError, list, number, path_segment, query, text};
 use crate::mesh::{Mesh, MeshOptions};
@@ -246,13 +246,16 @@ async fn tell(
     let survivors: Vec<usize> = (0..mesh.len()).filter(|node| !dead.contains(node)).collect();
     let homes: BTreeSet<usize> = partners.iter().map(|partner| partner.home).collect();
     let new_home = *survivors.iter().find(|node| !homes.contains(node)).or(survivors.first()).context("nobody lives")?;
-    let asked_at = Instant::now();
-    let seen = try_modes(mesh.node(new_home).api()?, &mira, &report.core).await?;
-    report.modes = seen.modes;
-    report.core.holders_answered = seen.answered;
-    if asked_at.elapsed() > READ_PROMISE {
-        broken.push(format!("an analysis after the kill took {:.1} s instead of 5 s at most", asked_at.elapsed().as_secs_f64()));
-    }
+    try_modes(mesh.node(new_home).api()?, &mira, &mut report, &mut broken).await?;
+    let modes = report.modes;
+    story.tell(format!(
+        "Node {:02}, without any secret, reads the sealed core: any {}; regular {}; atomic {}.",
+        new_home + 1,
+        modes.any.told(),
+        modes.regular.told(),
+        modes.atomic.told()
+    ));
+    check_modes(&report, promise, lost, &mut broken);
 
     // The import, from the recovery file alone.
     let asked_at = Instant::now();
@@ -268,6 +271,7 @@ async fn tell(
                 new_home + 1,
                 number(&answer, "/term")?
             ));
+            tell_doubts(story, &answer, &partners)?;
             note_import(&mut report, &answer, promise, &mut broken)?;
             if promise == Promise::Nothing {
                 broken.push(format!("the import succeeded although only {} shards of core can be left", report.core.n - lost));
@@ -276,24 +280,27 @@ async fn tell(
         }
         Err(ApiError::Problem(problem)) => {
             story.tell(format!("Node {:02} cannot import mira ({import_seconds:.2} s): {}.", new_home + 1, problem.detail));
-            note_refusal(&mut report, &problem, promise, import_seconds, &mut broken);
+            note_refusal(&report, &problem, promise, import_seconds, &mut broken);
         }
         Err(error) => return Err(error.into()),
     }
-    let told = report.modes;
-    story.tell(format!("After the kill: any {}; regular {}; atomic {}.", told.any.told(), told.regular.told(), told.atomic.told()));
-    check_modes(&report, promise, lost, &mut broken);
-
     // Is it she? By bytes, then by the word of a partner.
     let mut judged = false;
     if term.is_some() {
         compare(&mesh, &mira, &bonds, &mut report, story).await?;
         let tomas = &partners[0];
-        let bond_came = bond_came_back(&mesh, &mira, tomas).await?;
         // The impostor publishes from a third node.
-        if !dead.contains(&tomas.home) && survivors.len() > 2 && (bond_came || promise == Promise::Everything) {
-            answer_and_impostor(&mesh, &mira, tomas, &survivors, forge, &mut report, story).await?;
-            judged = true;
+        let can_talk = !dead.contains(&tomas.home) && survivors.len() > 2 && bond_came_back(&mesh, &mira, tomas).await?;
+        if can_talk {
+            judged = answer_and_impostor(&mesh, &mira, tomas, &survivors, forge, &mut report, story).await?;
+        } else {
+            story.tell("Her bond with tomas is not back yet: she does not write to him before it is.");
+        }
+        if promise == Promise::Everything && !judged {
+            broken.push("the partner did not hear from the moved agent while the dead were dead".to_owned());
+        }
+        if promise == Promise::Everything && !report.relationships_identical {
+            broken.push("the relationships did not come back with the import".to_owned());
         }
         let now = mira.sections(&mesh).await?;
         story.tell("Where the shards are now:");
@@ -321,13 +328,17 @@ async fn tell(
         mira.home = new_home;
         report.import_source = text(&answer, "/import_source")?.to_owned();
         story.tell(format!("Now node {:02} imports mira: mode {}.", new_home + 1, text(&answer, "/mode")?));
+    }
+    if term.is_none() || !report.relationships_identical {
+        mira.whole(&mesh).await?;
         compare(&mesh, &mira, &bonds, &mut report, story).await?;
     }
     if !judged {
         let living: Vec<usize> = (0..mesh.len()).filter(|node| *node != host).collect();
         answer_and_impostor(&mesh, &mira, &partners[0], &living, forge, &mut report, story).await?;
     }
-    report.recovered_after_restart = match everything_reads(&mesh, &mira, &partners).await {
+    let names: BTreeSet<String> = before.iter().map(|section| section.name.clone()).collect();
+    report.recovered_after_restart = match everything_reads(&mesh, &mira, &partners, &names).await {
         Ok(count) => {
             story.tell(format!("Everything reads again: {count} sections, every personality as it was born."));
             true
@@ -339,16 +350,15 @@ async fn tell(
     };
 
     // The last word.
-    let bonds_promised = promise != Promise::LabelledAny || choice.own_overdrawn.is_empty();
     let held = [
-        (report.personality_identical, true, "the personality came back identical"),
-        (report.relationships_identical, bonds_promised, "the relationships came back identical"),
-        (report.partner_accepts, bonds_promised, "the partner accepted the moved agent"),
-        (report.impostor_refused, true, "the impostor was refused"),
-        (report.recovered_after_restart, true, "everything read again after the restart"),
-        (report.import_source == "mesh", true, "the import came from the mesh"),
+        (report.personality_identical, "the personality came back identical"),
+        (report.relationships_identical, "the relationships came back identical"),
+        (report.partner_accepts, "the partner accepted the moved agent"),
+        (report.impostor_refused, "the impostor was refused"),
+        (report.recovered_after_restart, "everything read again after the restart"),
+        (report.import_source == "mesh", "the import came from the mesh"),
     ];
-    broken.extend(held.iter().filter(|(held, promised, _)| *promised && !held).map(|(_, _, what)| format!("it did not hold that {what}")));
+    broken.extend(held.iter().filter(|(held, _)| !held).map(|(_, what)| format!("it did not hold that {what}")));
     for promise in &broken {
         story.tell(format!("BROKEN: {promise}."));
     }
@@ -392,18 +402,52 @@ fn kib(bytes: usize) -> f64 {
 }
 
 fn tell_choice(story: &mut Story<'_>, choice: &Choice) {
-    let overdrawn =
-        |list: &[(String, usize)]| list.iter().map(|(name, lost)| format!("{name} loses {lost}")).collect::<Vec<_>>().join(", ");
-    if choice.own_overdrawn.is_empty() && choice.partners_overdrawn.is_empty() {
-        story.tell("Chosen to die: the host and holders of her core, so that no relationship loses more than it tolerates.");
+    let named = |list: &[(String, usize)]| list.iter().map(|(name, lost)| format!("{name} {lost}")).collect::<Vec<_>>().join(", ");
+    if choice.overdrawn.is_empty() {
+        story.tell("Chosen to die: the host and holders of her core, so that no relationship of hers loses more than it bears.");
     } else {
-        let all: Vec<_> = choice.own_overdrawn.iter().chain(&choice.partners_overdrawn).cloned().collect();
-        story.tell(format!("Chosen to die: the host and holders of her core. No choice spares every relationship: {}.", overdrawn(&all)));
+        story.tell("Chosen to die: the host and holders of her core. So many that more is lost than fresh reads bear:");
+        story.show(&named(&choice.overdrawn));
+    }
+    if !choice.unreadable.is_empty() {
+        story.tell(format!("Not to be rebuilt before the dead return: {}.", choice.unreadable.join(", ")));
+    }
+    if !choice.others_overdrawn.is_empty() {
+        story.tell(format!(
+            "What her partners keep loses more too ({}); their own nodes live and have it.",
+            named(&choice.others_overdrawn)
+        ));
     }
     if !choice.unspared.is_empty() {
         let nodes: Vec<String> = choice.unspared.iter().map(|node| format!("{:02}", node + 1)).collect();
         story.tell(format!("Homes of her partners die too: {}.", nodes.join(", ")));
     }
+}
+
+/// What the import itself says it could not make sure of.
+fn tell_doubts(story: &mut Story<'_>, answer: &Value, partners: &[Agent]) -> Result<()> {
+    let mut by_state: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for section in list(answer, "/sections")? {
+        let (name, state) = (text(section, "/section")?, text(section, "/state")?);
+        let partner = partners.iter().find(|partner| name.ends_with(&partner.id));
+        let kind = name.split('/').next().unwrap_or_default();
+        by_state.entry(state).or_default().push(partner.map_or_else(|| name.to_owned(), |partner| format!("{kind}/{}", partner.name)));
+    }
+    let why = [("stale", "Labelled perhaps stale"), ("missing", "Named as missing")];
+    for (state, label) in why {
+        if let Some(names) = by_state.get(state) {
+            story.tell(format!("{label}: {}.", names.join(", ")));
+        }
+    }
+    if by_state.get("missing").is_some_and(|names| names.iter().any(|name| name != "behavior")) {
+        story.tell("She asks for what is missing again and again, and begins nothing anew in its place.");
+    }
+    if let Some(until_ms) = answer["bounded_stale_until_ms"].as_u64() {
+        let now_ms = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+        let hours = until_ms.saturating_sub(now_ms) as f64 / 3_600_000.0;
+        story.tell(format!("Her puts are BoundedStale: for {hours:.1} h at most a reader may still meet an older version."));
+    }
+    Ok(())
 }
 
 fn draw(peers: &[Option<String>], dead: &BTreeSet<usize>, mira: &Agent, partners: &[Agent], sections: &[Section]) -> String {
@@ -427,21 +471,29 @@ fn draw(peers: &[Option<String>], dead: &BTreeSet<usize>, mira: &Agent, partners
     picture::draw(peers.len(), dead, &homes, &rows)
 }
 
-/// Asks every holder of `core` what it still has, from a node that has no secret of the agent, and counts what that is enough for.
-async fn try_modes(api: &Api, mira: &Agent, core: &CoreReport) -> Result<Seen> {
-    let analysis = match api.get(&format!("/v1/analyze{}", query(&[("agent", &mira.id), ("section", "core")]))).await {
-        Ok(analysis) => analysis,
-        // Nobody who was asked knows a certified version any more.
-        Err(ApiError::Problem(problem)) if problem.title == "not-found" => {
-            let quorum = ModeOutcome::Short { have: 0, need: core.n - core.f };
-            return Ok(Seen {
-                modes: Modes { any: ModeOutcome::Short { have: 0, need: core.k }, regular: quorum, atomic: quorum },
-                answered: 0,
-            });
+/// Reads the sealed `core` in every mode from a node that has no secret of the agent: what works, and what is short of how much.
+async fn try_modes(api: &Api, mira: &Agent, report: &mut DemoReport, broken: &mut Vec<String>) -> Result<()> {
+    let mut outcomes = [ModeOutcome::Works; 3];
+    for (mode, outcome) in ["any", "regular", "atomic"].into_iter().zip(&mut outcomes) {
+        let asked_at = Instant::now();
+        match api.get(&format!("/v1/analyze{}", query(&[("agent", &mira.id), ("section", "core"), ("mode", mode)]))).await {
+            Ok(analysis) => report.core.holders_answered = number(&analysis, "/answered")?,
+            Err(ApiError::Problem(problem)) => match shortage(&problem, mode, &report.core) {
+                Some(short) => *outcome = short,
+                None => bail!("mode {mode} was refused without numbers: {}: {}", problem.title, problem.detail),
+            },
+            Err(error) => return Err(error.into()),
         }
-        Err(error) => return Err(error.into()),
-    };
-    seen_by(&analysis)
+        if asked_at.elapsed() > READ_PROMISE {
+            broken.push(format!("mode {mode} answered after {:.1} s instead of 5 s at most", asked_at.elapsed().as_secs_f64()));
+        }
+    }
+    let [any, regular, atomic] = outcomes;
+    report.modes = Modes { any, regular, atomic };
+    if let ModeOutcome::Short { have, .. } = any {
+        report.core.holders_answered = have;
+    }
+    Ok(())
 }
 
 /// Compares the moved agent with what was born, and its relationships with what they were.
@@ -469,7 +521,7 @@ async fn compare(
     Ok(())
 }
 
-/// The moved agent writes to its partner, who verifies it and answers; then an impostor tries the same.
+/// The moved agent writes to its partner, who verifies it and answers; then an impostor tries the same. False if they could not talk at all.
 async fn answer_and_impostor(
     mesh: &Mesh,
     mira: &Agent,
@@ -478,14 +530,16 @@ async fn answer_and_impostor(
     forge: &ForgeEnvelope<'_>,
     report: &mut DemoReport,
     story: &mut Story<'_>,
-) -> Result<()> {
+) -> Result<bool> {
     let cursor = tomas.verdict_cursor(mesh).await?;
     let words = "Tomas, it is me. I live somewhere else now, but I still know where the offcuts are.";
     let sent = match mira.say(mesh, tomas, words).await {
         Ok(sent) => sent,
         Err(error) => {
-            story.tell(format!("tomas does not hear from the moved mira: {error:#}."));
-            return Ok(());
+            let why = error.chain().find_map(|cause| cause.downcast_ref::<ApiError>()?.problem().map(|problem| problem.detail.clone()));
+            let why = why.unwrap_or_else(|| format!("{error:#}")).replace(&tomas.id, "tomas").replace(&mira.id, "mira");
+            story.tell(format!("She cannot reach tomas yet: {why}."));
+            return Ok(false);
         }
     };
     let counter = number(&sent, "/counter")?;
@@ -541,12 +595,12 @@ async fn answer_and_impostor(
         "An impostor with her stolen signing key writes to tomas. His verdict: {reason} (protocol order {}).",
         verdict["protocol"]
     ));
-    Ok(())
+    Ok(true)
 }
 
-/// Reads all there is, with the dead back: every section of the moved agent, its personality in every mode, and every partner's. Answers how
+/// Reads all there is, with the dead back: every section that the moved agent had before the kill (`names`), its personality in every mode, and every partner's. Answers how
 /// many sections were read.
-async fn everything_reads(mesh: &Mesh, mira: &Agent, partners: &[Agent]) -> Result<usize> {
+async fn everything_reads(mesh: &Mesh, mira: &Agent, partners: &[Agent], names: &BTreeSet<String>) -> Result<usize> {
     let api = mira.api(mesh)?;
     for person in std::iter::once(mira).chain(partners) {
         for mode in ["any", "regular", "atomic"] {
@@ -555,8 +609,10 @@ async fn everything_reads(mesh: &Mesh, mira: &Agent, partners: &[Agent]) -> Resu
             ensure!(person.is_as_born(&read)?, "{what} is not what was born");
         }
     }
-    let names: Vec<String> = mira.sections(mesh).await?.into_iter().map(|section| section.name).collect();
-    for name in &names {
+    let listed: BTreeSet<String> = mira.sections(mesh).await?.into_iter().map(|section| section.name).collect();
+    let lost: Vec<&str> = names.difference(&listed).map(String::as_str).collect();
+    ensure!(lost.is_empty(), "the moved agent has no {}", lost.join(", "));
+    for name in names {
         let path = format!("/v1/agents/{}/sections/{}?mode=regular", path_segment(&mira.id), path_segment(name));
         until(&format!("section {name}"), PATIENCE, async || Ok(Some(api.get(&path).await?))).await?;
     }

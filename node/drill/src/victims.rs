@@ -11,12 +11,15 @@ use std::collections::BTreeSet;
 pub struct Placement {
     /// What the story calls it.
     pub section: String,
-    /// It belongs to the agent whose host dies (and not to one of its partners).
-    pub own: bool,
+    /// The promise hangs on it: it is a relationship of the agent whose host dies, or a card without which nobody can write to a partner.
+    /// What a partner keeps for itself may lose more: the partner's own node lives and has it.
+    pub vital: bool,
     /// The nodes that hold a shard.
     pub holders: BTreeSet<usize>,
     /// How many of them may be lost with fresh reads still promised: the section's f.
     pub tolerated: usize,
+    /// How many may be lost with the content still there, perhaps stale: n - k.
+    pub rebuildable: usize,
 }
 
 /// Who dies, and what that breaks.
@@ -26,16 +29,18 @@ pub struct Choice {
     pub victims: Vec<usize>,
     /// Nodes that were to be spared but could not be.
     pub unspared: Vec<usize>,
-    /// The agent's own sections that lose more holders than they tolerate, with how many they lose.
-    pub own_overdrawn: Vec<(String, usize)>,
-    /// The same of its partners' sections.
-    pub partners_overdrawn: Vec<(String, usize)>,
+    /// Vital sections that lose more holders than they tolerate, with how many they lose.
+    pub overdrawn: Vec<(String, usize)>,
+    /// Those of them that lose so many that nothing can be rebuilt until the dead return.
+    pub unreadable: Vec<String>,
+    /// The partners' other sections that lose more than they tolerate.
+    pub others_overdrawn: Vec<(String, usize)>,
 }
 
 /// Chooses `count` victims: `host`, and `count - 1` of `core_holders`.
 ///
-/// Before anything else as few nodes of `spared` as possible die (the partners' homes: somebody must be left to judge), then as few of the agent's
-/// own sections as possible are overdrawn, then as few of the partners'; among equals the choice that loses the fewest shards altogether, then the
+/// Before anything else as few nodes of `spared` as possible die (the partners' homes: somebody must be left to judge), then as few vital
+/// sections as possible are unreadable, then overdrawn, then as few others; among equals the choice that loses the fewest shards altogether, then the
 /// first. Answers `None` when there are not that many core holders. Every combination is looked at: of ten holders that is 252 at most.
 pub fn choose(host: usize, core_holders: &[usize], count: usize, spared: &BTreeSet<usize>, sections: &[Placement]) -> Option<Choice> {
     let pool: BTreeSet<usize> = core_holders.iter().copied().filter(|holder| *holder != host).collect();
@@ -43,7 +48,9 @@ pub fn choose(host: usize, core_holders: &[usize], count: usize, spared: &BTreeS
     let others = count.checked_sub(1)?;
     combinations(&pool, others)
         .map(|holders| judge(host, &holders, spared, sections))
-        .min_by_key(|(choice, lost)| (choice.unspared.len(), choice.own_overdrawn.len(), choice.partners_overdrawn.len(), *lost))
+        .min_by_key(|(choice, lost)| {
+            (choice.unspared.len(), choice.unreadable.len(), choice.overdrawn.len(), choice.others_overdrawn.len(), *lost)
+        })
         .map(|(choice, _)| choice)
 }
 
@@ -51,14 +58,16 @@ pub fn choose(host: usize, core_holders: &[usize], count: usize, spared: &BTreeS
 fn judge(host: usize, holders: &[usize], spared: &BTreeSet<usize>, sections: &[Placement]) -> (Choice, usize) {
     let victims: Vec<usize> = std::iter::once(host).chain(holders.iter().copied()).collect();
     let losses = |section: &Placement| victims.iter().filter(|victim| section.holders.contains(victim)).count();
-    let overdrawn = |own: bool| {
-        let of = sections.iter().filter(move |section| section.own == own);
+    let overdrawn = |vital: bool| {
+        let of = sections.iter().filter(move |section| section.vital == vital);
         of.filter(|section| losses(section) > section.tolerated).map(|section| (section.section.clone(), losses(section))).collect()
     };
+    let unreadable = sections.iter().filter(|section| section.vital && losses(section) > section.rebuildable);
     let choice = Choice {
         unspared: holders.iter().copied().filter(|holder| spared.contains(holder)).collect(),
-        own_overdrawn: overdrawn(true),
-        partners_overdrawn: overdrawn(false),
+        overdrawn: overdrawn(true),
+        unreadable: unreadable.map(|section| section.section.clone()).collect(),
+        others_overdrawn: overdrawn(false),
         victims: victims.clone(),
     };
     (choice, sections.iter().map(losses).sum())
@@ -87,8 +96,8 @@ fn combinations(pool: &[usize], size: usize) -> impl Iterator<Item = Vec<usize>>
 mod tests {
     use super::*;
 
-    fn section(name: &str, own: bool, holders: &[usize], tolerated: usize) -> Placement {
-        Placement { section: name.to_owned(), own, holders: holders.iter().copied().collect(), tolerated }
+    fn section(name: &str, vital: bool, holders: &[usize], tolerated: usize) -> Placement {
+        Placement { section: name.to_owned(), vital, holders: holders.iter().copied().collect(), tolerated, rebuildable: tolerated + 2 }
     }
 
     #[test]
@@ -108,7 +117,7 @@ mod tests {
         let sections: Vec<_> = bad.iter().map(|triple| section("relationship", true, triple, 2)).collect();
         let choice = choose(1, &[6, 5, 4, 3, 2], 4, &BTreeSet::new(), &sections).unwrap();
         assert_eq!(choice.victims, [1, 2, 4, 6]);
-        assert!(choice.own_overdrawn.is_empty() && choice.partners_overdrawn.is_empty() && choice.unspared.is_empty());
+        assert!(choice.overdrawn.is_empty() && choice.others_overdrawn.is_empty() && choice.unspared.is_empty());
     }
 
     #[test]
@@ -116,7 +125,7 @@ mod tests {
         let sections = [section("tomas: relationship", false, &[1, 2, 3], 2)];
         let choice = choose(1, &[2, 3, 4], 3, &BTreeSet::new(), &sections).unwrap();
         assert_eq!(choice.victims, [1, 2, 4], "host + 2 + 3 would take all of its holders");
-        assert!(choice.partners_overdrawn.is_empty());
+        assert!(choice.others_overdrawn.is_empty());
     }
 
     #[test]
@@ -132,17 +141,29 @@ mod tests {
     fn the_least_bad_choice_is_named() {
         let everywhere = section("keys", true, &[2, 3, 4, 5], 1);
         let choice = choose(1, &[2, 3, 4, 5], 3, &BTreeSet::new(), &[everywhere]).unwrap();
-        assert_eq!(choice.own_overdrawn, [("keys".to_owned(), 2)]);
+        assert_eq!(choice.overdrawn, [("keys".to_owned(), 2)]);
     }
 
     #[test]
-    fn own_sections_come_before_the_partners() {
+    fn two_overdrawn_sections_are_better_than_one_that_is_gone() {
+        // Whoever is not 2 or 3 leaves "gone" readable, at the price of overdrawing the other two.
+        let mut gone = section("gone", true, &[2, 3], 1);
+        gone.rebuildable = 1;
+        let sections = [gone, section("a", true, &[2, 4], 1), section("b", true, &[2, 4], 1)];
+        let choice = choose(1, &[2, 3, 4], 3, &BTreeSet::from([3]), &sections).unwrap();
+        assert_eq!((choice.victims, choice.unreadable.len(), choice.overdrawn.len()), (vec![1, 2, 4], 0, 2));
+        let choice = choose(1, &[2, 3], 3, &BTreeSet::new(), &sections).unwrap();
+        assert_eq!(choice.unreadable, ["gone"]);
+    }
+
+    #[test]
+    fn vital_sections_come_before_the_others() {
         let sections = [section("own", true, &[2, 3], 1), section("a", false, &[4, 5], 1), section("b", false, &[2, 4], 1)];
         let choice = choose(1, &[2, 3, 4, 5], 3, &BTreeSet::new(), &sections).unwrap();
-        assert!(choice.own_overdrawn.is_empty() && choice.partners_overdrawn.is_empty(), "{choice:?}");
+        assert!(choice.overdrawn.is_empty() && choice.others_overdrawn.is_empty(), "{choice:?}");
         let sections = [section("own", true, &[2, 3], 1), section("partners", false, &[2, 4], 1), section("partners", false, &[3, 4], 1)];
         let choice = choose(1, &[2, 3, 4], 3, &BTreeSet::new(), &sections).unwrap();
-        assert!(choice.own_overdrawn.is_empty() && choice.partners_overdrawn.len() == 1, "{choice:?}");
+        assert!(choice.overdrawn.is_empty() && choice.others_overdrawn.len() == 1, "{choice:?}");
     }
 
     #[test]

@@ -60,12 +60,6 @@ pub(super) fn definition(table: Table) -> TableDefinition<'static, &'static [u8]
     TableDefinition::new(name(table))
 }
 
-/// Promises made to others. A commit with one of them is written in two phases with the allocator's state, so that the node is back at
-/// once after a crash, however large the file is. It costs a second sync.
-pub(super) fn wants_quick_repair(table: Table) -> bool {
-    matches!(table, Table::Prepared | Table::Fence | Table::Floor | Table::Intent)
-}
-
 /// Where the number of bytes in a table is kept: a little-endian `u64`.
 fn bytes_key(table: Table) -> String {
     format!("bytes/{}", name(table))

@@ -221,7 +221,9 @@ impl Writer {
 fn commit(database: &Database, batches: &[Batch]) -> Result<(), redb::Error> {
     let mut transaction = database.begin_write()?;
     let writes = || batches.iter().flat_map(|batch| &batch.writes);
-    transaction.set_quick_repair(writes().any(|write| format::wants_quick_repair(write.table)));
+    // One sync. redb's quick repair would cost a second one with every promise, and buys a fast open of files so large that they are not
+    // read through anyway.
+    transaction.set_quick_repair(false);
     {
         let mut store = transaction.open_table(format::STORE_TABLE)?;
         let mut by_table: BTreeMap<Table, Vec<&Write>> = BTreeMap::new();

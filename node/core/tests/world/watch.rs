@@ -96,7 +96,13 @@ impl Watch {
 
     fn only_manifest(&mut self, manifest: &SignedManifest) {
         let known = self.manifests.entry((manifest.key, manifest.version)).or_insert_with(|| manifest.hash());
-        assert_eq!(*known, manifest.hash(), "a second manifest of version {} of one section", manifest.version);
+        assert_eq!(
+            *known,
+            manifest.hash(),
+            "a second manifest of {:?}, version {}",
+            String::from_utf8_lossy(&manifest.name),
+            manifest.version
+        );
     }
 
     fn envelope(&mut self, host: usize, bytes: &[u8]) {

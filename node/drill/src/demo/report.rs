@@ -34,7 +34,7 @@ pub struct DemoReport {
     pub partner_accepts: bool,
     /// The impostor was refused as one, nothing of him was delivered, and the relationship did not change.
     pub impostor_refused: bool,
-    /// What still worked between the kill and the import.
+    /// What still worked between the kill and the import, read from a node without any secret.
     pub modes: Modes,
     /// After the dead came back every section was read again, and every personality was the one that was born.
     pub recovered_after_restart: bool,
@@ -103,10 +103,6 @@ impl Serialize for ModeOutcome {
 }
 
 impl ModeOutcome {
-    pub(super) fn works(self) -> bool {
-        self == Self::Works
-    }
-
     pub(super) fn told(self) -> String {
         match self {
             Self::Works => "ok".to_owned(),
@@ -139,25 +135,11 @@ impl Promise {
     }
 }
 
-/// What an analysis saw.
-pub(super) struct Seen {
-    pub(super) modes: Modes,
-    pub(super) answered: u64,
-}
-
-/// Counts an analysis. A holder that is recovering counts in no quorum.
-pub(super) fn seen_by(analysis: &Value) -> Result<Seen> {
-    let (n, k, f) = (number(analysis, "/n")?, number(analysis, "/k")?, number(analysis, "/f")?);
-    let (mut shards, mut answers) = (0, 0);
-    for holder in list(analysis, "/holders")? {
-        shards += u64::from(api::flag(holder, "/has_shard")?);
-        answers += u64::from(matches!(text(holder, "/answer")?, "committed" | "prepared" | "older" | "absent"));
-    }
-    let outcome = |readable: bool, have, need| if readable { ModeOutcome::Works } else { ModeOutcome::Short { have, need } };
-    let regular = outcome(api::flag(analysis, "/readable/regular")?, answers, n - f);
-    let any = outcome(api::flag(analysis, "/readable/any")?, shards, k);
-    // Whether an atomic read completes is known only once it has written back; the import tries.
-    Ok(Seen { modes: Modes { any, regular, atomic: regular }, answered: number(analysis, "/answered")? })
+/// What a refused read means: how many there were, and how many it takes. `None` if the problem does not say, which no promise allows.
+pub(super) fn shortage(problem: &Problem, mode: &str, core: &CoreReport) -> Option<ModeOutcome> {
+    let told = |key: &str| problem.data.get(key).and_then(Value::as_u64);
+    let need = told("need").unwrap_or(if mode == "any" { core.k } else { core.n - core.f });
+    told("have").or(told("answered")).map(|have| ModeOutcome::Short { have, need })
 }
 
 /// Takes from a successful import what the report needs, and holds its labels against the promise.
@@ -168,11 +150,6 @@ pub(super) fn note_import(report: &mut DemoReport, answer: &Value, promise: Prom
     report.core.get_after_kill_ms = Some(api::float(core, "/get/ms")?);
     report.core.shards_from_network = number(core, "/get/shards_from_network")?;
     report.core.holders_answered = number(core, "/get/holders_answered")?;
-    if text(core, "/get/fresh")? == "atomic" {
-        report.modes.atomic = ModeOutcome::Works;
-    } else if report.modes.atomic.works() {
-        report.modes.atomic = ModeOutcome::Short { have: report.core.holders_answered, need: report.core.n - report.core.f };
-    }
     let mode = text(answer, "/mode")?;
     let not_taken: Vec<&str> =
         all.iter().filter(|section| section["state"] != "taken-over").filter_map(|s| s["section"].as_str()).collect();
@@ -193,23 +170,19 @@ pub(super) fn note_import(report: &mut DemoReport, answer: &Value, promise: Prom
 }
 
 /// Holds a refused import against the promise.
-pub(super) fn note_refusal(report: &mut DemoReport, problem: &Problem, promise: Promise, seconds: f64, broken: &mut Vec<String>) {
+pub(super) fn note_refusal(report: &DemoReport, problem: &Problem, promise: Promise, seconds: f64, broken: &mut Vec<String>) {
     if promise != Promise::Nothing {
         broken.push(format!("the import was refused ({}: {})", problem.title, problem.detail));
     }
     if seconds > READ_PROMISE.as_secs_f64() {
         broken.push(format!("the refusal took {seconds:.1} s instead of 5 s at most"));
     }
-    let told = |key: &str| problem.data.get(key).and_then(Value::as_u64);
-    match (told("have").or(told("answered")), told("need")) {
-        (Some(have), need) if report.modes.atomic.works() => {
-            report.modes.atomic = ModeOutcome::Short { have, need: need.unwrap_or(report.core.n - report.core.f) };
-        }
-        (Some(_), _) => {}
-        (None, _) => broken.push(format!("the refusal ({}) does not name how many answered", problem.title)),
+    if shortage(problem, "any", &report.core).is_none() {
+        broken.push(format!("the refusal ({}) does not name how many answered", problem.title));
     }
 }
 
+/// Holds what was read after the kill against the promise.
 pub(super) fn check_modes(report: &DemoReport, promise: Promise, lost: u64, broken: &mut Vec<String>) {
     let Modes { any, regular, atomic } = report.modes;
     let (any_promised, fresh_promised) = (promise != Promise::Nothing, promise == Promise::Everything);
@@ -273,19 +246,17 @@ mod tests {
         assert_eq!(Promise::after_losing(1, 3, 3, 0), Promise::Nothing, "without coding nothing may be lost");
     }
 
-    fn analysis(answers: &[(&str, bool)], any: bool, regular: bool) -> Value {
-        let holders: Vec<Value> = answers.iter().map(|(answer, has)| json!({"answer": answer, "has_shard": has})).collect();
-        json!({"n": 10, "k": 3, "f": 3, "holders": holders, "answered": 0, "readable": {"any": any, "regular": regular}})
-    }
-
     #[test]
-    fn an_analysis_is_counted_for_each_mode() {
-        let mut answers = vec![("committed", true); 5];
-        answers.extend([("absent", false), ("recovering", false), ("unreachable", false), ("unreachable", false), ("invalid", false)]);
-        let seen = seen_by(&analysis(&answers, true, false)).unwrap().modes;
-        assert_eq!((seen.any, seen.regular), (ModeOutcome::Works, ModeOutcome::Short { have: 6, need: 7 }));
-        let seen = seen_by(&analysis(&answers[4..], false, false)).unwrap().modes;
-        assert_eq!((seen.any, seen.regular), (ModeOutcome::Short { have: 1, need: 3 }, ModeOutcome::Short { have: 2, need: 7 }));
+    fn a_shortage_names_how_many_answered() {
+        let core = report().core;
+        let of = |data: Value, mode| {
+            let problem = Problem { status: 503, title: "unavailable".to_owned(), detail: String::new(), hint: String::new(), data };
+            shortage(&problem, mode, &core)
+        };
+        assert_eq!(of(json!({"have": 2, "need": 3, "asked": 10}), "any"), Some(ModeOutcome::Short { have: 2, need: 3 }));
+        assert_eq!(of(json!({"asked": 9, "answered": 0}), "any"), Some(ModeOutcome::Short { have: 0, need: 3 }));
+        assert_eq!(of(json!({"asked": 9, "answered": 4}), "regular"), Some(ModeOutcome::Short { have: 4, need: 7 }));
+        assert_eq!(of(json!({}), "regular"), None);
     }
 
     #[test]
@@ -319,7 +290,7 @@ mod tests {
             (broken, report)
         };
         let (broken, noted) = judge(&import("atomic", "atomic", true, Value::Null), Promise::Everything);
-        assert!(broken.is_empty() && noted.modes.atomic.works() && noted.core.holders_answered == 7);
+        assert!(broken.is_empty() && noted.core.holders_answered == 7 && noted.core.shards_from_network == 3);
         assert_eq!(judge(&import("any", "maybe-stale", true, json!(9)), Promise::Everything).0.len(), 1);
         assert_eq!(judge(&import("atomic", "atomic", false, Value::Null), Promise::Everything).0.len(), 1);
         assert!(judge(&import("any", "maybe-stale", true, json!(9)), Promise::LabelledAny).0.is_empty());
@@ -330,9 +301,9 @@ mod tests {
     #[test]
     fn a_refusal_must_be_due_quick_and_precise() {
         let judge = |promise, seconds, data: Value| {
-            let (mut report, mut broken) = (report(), Vec::new());
+            let (report, mut broken) = (report(), Vec::new());
             let problem = Problem { status: 503, title: "unavailable".to_owned(), detail: String::new(), hint: String::new(), data };
-            note_refusal(&mut report, &problem, promise, seconds, &mut broken);
+            note_refusal(&report, &problem, promise, seconds, &mut broken);
             broken.len()
         };
         assert_eq!(judge(Promise::Nothing, 1.0, json!({"have": 2, "need": 3})), 0);
