@@ -665,14 +665,21 @@ impl Node {
         let key = SectionKey::derive(&agent, b"card");
         let label = format!("{}/card", agent.to_did());
         let wanted = Wanted { key, owner: Some(agent), label, mode, fence: None, want_content: true };
-        self.begin_get(wanted, GetPurpose::Card { agent });
+        self.begin_get(wanted, GetPurpose::Card { agent, mode });
     }
 
     /// A card was read, or could not be.
-    pub(crate) fn card_came(&mut self, agent: OwnerKey, result: Result<Option<Card>, CallError>) {
+    pub(crate) fn card_came(&mut self, agent: OwnerKey, mode: Mode, result: Result<Option<Card>, CallError>) {
+        // A card proves itself, and an older one still says how to reach and to know the agent. At worst a message that came of a newer
+        // term is refused for now, and comes again.
+        if mode == Mode::Regular && matches!(result, Err(CallError::QuorumUnreachable { .. } | CallError::Unavailable { .. })) {
+            return self.fetch_card(agent, Mode::Any);
+        }
         let waiting = self.messages.waiting.remove(&agent).unwrap_or_default();
         let (card, error) = match result {
             Ok(Some(card)) => {
+                let known = self.messages.cards.get(&agent).map(|known| known.card.clone());
+                let card = known.filter(|known| known.term > card.term).unwrap_or(card);
                 self.note_commitment_of(&card);
                 if self.messages.cards.len() >= CARDS_MAX && !self.messages.cards.contains_key(&agent) {
                     let first = self.messages.cards.iter().min_by_key(|(_, known)| known.read_us).map(|(id, _)| *id);

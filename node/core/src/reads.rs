@@ -90,7 +90,7 @@ pub(crate) enum GetPurpose {
     /// A benchmark's get.
     Bench { call: u64 },
     /// An agent's card, for messages that wait for it.
-    Card { agent: OwnerKey },
+    Card { agent: OwnerKey, mode: Mode },
     /// A step of an import.
     Import { import: u64, name: String },
     /// A section that an import had to go without.
@@ -402,9 +402,9 @@ impl Node {
                 let answer = result.map(|got| Answer::Section { get: Box::new(got.report), content: Zeroizing::new(got.value.content) });
                 self.reply(call, answer);
             }
-            GetPurpose::Card { agent } => {
+            GetPurpose::Card { agent, mode } => {
                 let card = result.map(|got| read_card(&got.value, &agent));
-                self.card_came(agent, card);
+                self.card_came(agent, mode, card);
             }
             GetPurpose::Import { import, name } => self.import_got(import, &name, result),
             GetPurpose::Missing { agent, name } => self.missing_got(agent, &name, result),

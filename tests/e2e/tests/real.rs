@@ -5,6 +5,7 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "these tests own processes, files and the clock")]
 
 use std::collections::BTreeSet;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -452,6 +453,38 @@ impl Chance {
     fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
+}
+
+/// Ctrl-C in the middle of `persona demo`: it says so in one line and fails, and no process and no directory is left.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ctrl_c_leaves_nothing_of_a_demo_behind() -> Result<()> {
+    let _turn = alone_on_this_machine().await;
+    let scratch = tempfile::tempdir()?;
+    let mut demo = tokio::process::Command::new(persona_binary());
+    demo.arg("demo").env("TMPDIR", scratch.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+    let demo = demo.spawn()?;
+    let pid = demo.id().context("the demo runs")?;
+    let nodes = until("five nodes of the demo", PATIENCE, async || {
+        let mut pids = Vec::new();
+        for mesh in std::fs::read_dir(scratch.path()).into_iter().flatten().flatten() {
+            for node in std::fs::read_dir(mesh.path()).into_iter().flatten().flatten() {
+                pids.extend(std::fs::read_to_string(node.path().join("node.pid")).ok().map(|pid| pid.trim().to_owned()));
+            }
+        }
+        Ok((pids.len() >= 5).then_some(pids))
+    })
+    .await?;
+    let alive = |pid: &String| std::path::Path::new("/proc").join(pid).exists();
+    ensure!(nodes.iter().all(alive), "not all of {nodes:?} run");
+    ensure!(std::process::Command::new("kill").args(["-INT", &pid.to_string()]).status()?.success(), "kill -INT failed");
+    let end = tokio::time::timeout(PATIENCE, demo.wait_with_output()).await.context("the demo goes on after Ctrl-C")??;
+    ensure!(end.status.code() == Some(1), "it ended with {}", end.status);
+    let said = String::from_utf8_lossy(&end.stderr).into_owned();
+    ensure!(said.lines().count() == 1 && said.contains("interrupted"), "it said: {said}");
+    ensure!(!nodes.iter().any(alive), "some of {nodes:?} still run");
+    let left: Vec<_> = std::fs::read_dir(scratch.path())?.flatten().map(|entry| entry.path()).collect();
+    ensure!(left.is_empty(), "left behind: {left:?}");
+    Ok(())
 }
 
 /// The problem that a request was refused with, which must be one of `titles`.
