@@ -97,11 +97,29 @@ all_stored() { at 2 agent show mira --json | grep '"relationship/' >/dev/null &&
 eventually all_stored
 
 say "Her host dies, and three of her core's holders with it: kill -9, all at once"
+# Her bond with tomas has seven holders and reads fresh with two of them lost: no third is killed, if we can help it.
+bonds=("mira/keys/$tomas" "mira/relationship/$tomas")
+declare -A holds=()
+for bond in "${bonds[@]}"; do
+    for holder in $(at 2 analyze "$bond" | grep -o '12D3[A-Za-z0-9]*'); do holds["$bond $holder"]=1; done
+done
 victims=(2)
-for holder in $(grep 'has its shard' "$work/analysis" | grep -o '12D3[A-Za-z0-9]*'); do
-    for ((node = 1; node <= nodes; node++)); do
-        # Tomas lives on node 3 and must be left to judge.
-        if [[ ${peer[node]} == "$holder" && $node != 3 && ${#victims[@]} -lt 4 ]]; then victims+=("$node"); fi
+bears() { # NODE: whether every bond still bears the loss of this node too
+    local bond lost node
+    for bond in "${bonds[@]}"; do
+        lost=0
+        for node in "${victims[@]}" "$1"; do lost=$((lost + ${holds["$bond ${peer[node]}"]:-0})); done
+        ((lost <= 2)) || return 1
+    done
+}
+anyone() { true; }
+for wanted in bears anyone; do
+    for holder in $(grep 'has its shard' "$work/analysis" | grep -o '12D3[A-Za-z0-9]*'); do
+        for ((node = 1; node <= nodes; node++)); do
+            # Tomas lives on node 3 and must be left to judge.
+            [[ ${peer[node]} == "$holder" && $node != 3 && " ${victims[*]} " != *" $node "* && ${#victims[@]} -lt 4 ]] || continue
+            if "$wanted" "$node"; then victims+=("$node"); fi
+        done
     done
 done
 ((${#victims[@]} == 4)) || fail "found only ${#victims[@]} nodes to kill"

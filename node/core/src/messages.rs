@@ -744,6 +744,8 @@ impl Node {
         let waiting = self.messages.waiting.remove(&agent).unwrap_or_default();
         let (card, error) = match result {
             Ok(Some(card)) => {
+                let known = self.messages.cards.get(&agent).map(|known| known.card.clone());
+                let card = known.filter(|known| known.term > card.term).unwrap_or(card);
                 self.note_commitment_of(&card);
                 if self.messages.cards.len() >= CARDS_MAX && !self.messages.cards.contains_key(&agent) {
                     let first = self.messages.cards.iter().min_by_key(|(_, known)| known.read_us).map(|(id, _)| *id);

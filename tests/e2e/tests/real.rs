@@ -5,6 +5,7 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "these tests own processes, files and the clock")]
 
 use std::collections::BTreeSet;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -179,17 +180,27 @@ async fn refuses_what_was_tampered_with(mesh: &mut Mesh, mira: &Agent, tomas: &A
     let connected: Vec<&str> = list(&connected, "/peers")?.iter().filter_map(|peer| peer["peer_id"].as_str()).collect();
     let others = (0..mesh.len()).filter(|node| ![mira.home, tomas.home].contains(node));
     let others: Vec<usize> = others.filter(|node| mesh.node(*node).peer_id().is_ok_and(|peer| connected.contains(&peer))).collect();
-    ensure!(others.len() >= tampered.len(), "tomas's node knows too few: {connected:?}");
+    ensure!(others.len() > 3, "tomas's node knows too few: {connected:?}");
 
     let bonds = async || Ok::<_, DrillError>((mira.bonds(mesh).await?, tomas.bonds(mesh).await?));
     let before = bonds().await?;
     ensure!(before.1.contains_key(&mira.id), "tomas knows mira");
     let heard = async || Ok::<_, anyhow::Error>(list(&tomas.api(mesh)?.get(&tomas.path("/inbox")).await?, "/messages")?.len());
     let heard_before = heard().await?;
-    for (node, (what, bytes, reason)) in others.iter().zip(tampered) {
+    let mut others = others.into_iter().cycle();
+    for (what, bytes, reason) in tampered {
         let cursor = tomas.verdict_cursor(mesh).await?;
-        mesh.node(*node).api()?.post_bytes("/v1/envelopes", bytes).await.with_context(|| what.to_owned())?;
-        let verdict = tomas.find_verdict(mesh, cursor, |_| true).await?.with_context(|| format!("{what}: no verdict was given"))?;
+        let started = Instant::now();
+        let verdict = loop {
+            ensure!(started.elapsed() < PATIENCE, "{what}: no verdict was given");
+            let other = mesh.node(others.next().context("somebody else")?).api()?;
+            other.post_bytes("/v1/envelopes", bytes.clone()).await.with_context(|| what.to_owned())?;
+            // Only neighbours hear what nobody passes on: if tomas's node is none, the next member tries.
+            let news = tomas.api(mesh)?.get(&format!("/v1/verdicts?after={cursor}&wait_s=2")).await?;
+            if let Some(verdict) = list(&news, "/verdicts")?.first() {
+                break verdict.clone();
+            }
+        };
         ensure!(!flag(&verdict, "/accepted")?, "{what}: it was accepted: {verdict}");
         ensure!(text(&verdict, "/reason")? == reason, "{what}: it should be refused as {reason}: {verdict}");
     }
@@ -324,7 +335,7 @@ async fn fifty_kills_lose_nothing_acknowledged() -> Result<()> {
     let mut chance = Chance(0x9e37_79b9_7f4a_7c15);
     let (mut history, mut leaned) = (History::default(), 0);
     for round in 0..KILLS {
-        let moment = Duration::from_micros(chance.below(120_000));
+        let moment = Duration::from_micros(chance.below(200_000));
         // Two of three kills hit the writer.
         let victim = if chance.below(3) < 2 { writer } else { holders[usize::try_from(chance.below(4))?] };
         write_until_killed(&mut mesh, writer, victim, moment, &mut history).await.with_context(|| format!("round {round}, writing"))?;
@@ -346,7 +357,7 @@ async fn fifty_kills_lose_nothing_acknowledged() -> Result<()> {
         history.seen = read?;
     }
     ensure!(
-        history.acknowledged > u64::try_from(KILLS)?,
+        history.acknowledged >= u64::try_from(KILLS / 2)?,
         "only {} puts were acknowledged: there was nothing to lose",
         history.acknowledged
     );
@@ -442,6 +453,38 @@ impl Chance {
     fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
+}
+
+/// Ctrl-C in the middle of `persona demo`: it says so in one line and fails, and no process and no directory is left.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ctrl_c_leaves_nothing_of_a_demo_behind() -> Result<()> {
+    let _turn = alone_on_this_machine().await;
+    let scratch = tempfile::tempdir()?;
+    let mut demo = tokio::process::Command::new(persona_binary());
+    demo.arg("demo").env("TMPDIR", scratch.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+    let demo = demo.spawn()?;
+    let pid = demo.id().context("the demo runs")?;
+    let nodes = until("five nodes of the demo", PATIENCE, async || {
+        let mut pids = Vec::new();
+        for mesh in std::fs::read_dir(scratch.path()).into_iter().flatten().flatten() {
+            for node in std::fs::read_dir(mesh.path()).into_iter().flatten().flatten() {
+                pids.extend(std::fs::read_to_string(node.path().join("node.pid")).ok().map(|pid| pid.trim().to_owned()));
+            }
+        }
+        Ok((pids.len() >= 5).then_some(pids))
+    })
+    .await?;
+    let alive = |pid: &String| std::path::Path::new("/proc").join(pid).exists();
+    ensure!(nodes.iter().all(alive), "not all of {nodes:?} run");
+    ensure!(std::process::Command::new("kill").args(["-INT", &pid.to_string()]).status()?.success(), "kill -INT failed");
+    let end = tokio::time::timeout(PATIENCE, demo.wait_with_output()).await.context("the demo goes on after Ctrl-C")??;
+    ensure!(end.status.code() == Some(1), "it ended with {}", end.status);
+    let said = String::from_utf8_lossy(&end.stderr).into_owned();
+    ensure!(said.lines().count() == 1 && said.contains("interrupted"), "it said: {said}");
+    ensure!(!nodes.iter().any(alive), "some of {nodes:?} still run");
+    let left: Vec<_> = std::fs::read_dir(scratch.path())?.flatten().map(|entry| entry.path()).collect();
+    ensure!(left.is_empty(), "left behind: {left:?}");
+    Ok(())
 }
 
 /// The problem that a request was refused with, which must be one of `titles`.
