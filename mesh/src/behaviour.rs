@@ -24,7 +24,7 @@ use libp2p::{
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    GOSSIP_BYTES_MAX, HEAD_BYTES_MAX, JUDGEMENT_TIMEOUT, MeshError, MeshLimits, REQUEST_TIMEOUT_MAX, Topic,
+    GOSSIP_BYTES_MAX, HEAD_BYTES_MAX, JUDGEMENT_TIMEOUT, MESSAGE_LANES, MeshError, MeshLimits, REQUEST_TIMEOUT_MAX, Topic,
     codec::{Budget, FrameCodec},
     counters::Counters,
     heads::{HeadIndex, ServedHeads},
@@ -229,8 +229,9 @@ fn scores(topics: HashSet<gossipsub::TopicHash>) -> gossipsub::PeerScoreParams {
     gossipsub::PeerScoreParams {
         topics: topics.into_iter().map(|name| (name, topic.clone())).collect::<HashMap<_, _>>(),
         ip_colocation_factor_weight: 0.0,
-        // A neighbour that restarted does not know whom it must not ask back yet: a few such mistakes are free.
-        behaviour_penalty_threshold: 6.0,
+        // A neighbour that restarted, or whose request crossed ours, asks back too early, and each such mistake counts once for every topic:
+        // a few of them are free, or the survivors of a blackout would stop listening to each other.
+        behaviour_penalty_threshold: 6.0 * f64::from(2 + MESSAGE_LANES),
         slow_peer_weight: 0.0,
         ..Default::default()
     }

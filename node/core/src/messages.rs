@@ -540,8 +540,15 @@ impl Node {
         };
         self.count("envelopes_accepted");
         let now_ms = self.now.wall_ms;
+        let first_contact = verified.envelope().header.first_contact.is_some();
         let Some(agent) = self.owners.get_mut(&to).and_then(|owner| owner.agent.as_mut()) else { return };
-        agent.pairs.insert(sender, accepted.pair);
+        // First contact again, from a later term: the partner came back without this pair's keys, and cannot read what is sent under them.
+        let met_before = agent.pairs.get(&sender).and_then(PairState::acknowledged).is_some_and(|acknowledged| acknowledged.term < term);
+        let mut pair = accepted.pair;
+        if first_contact && met_before {
+            pair.restart_sending();
+        }
+        agent.pairs.insert(sender, pair);
         let mut after = AfterMessages::default();
         let mut writes = Vec::new();
         match accepted.kind {
@@ -670,9 +677,9 @@ impl Node {
 
     /// A card was read, or could not be.
     pub(crate) fn card_came(&mut self, agent: OwnerKey, mode: Mode, result: Result<Option<Card>, CallError>) {
-        // A card proves itself, and an older one still says how to reach and to know the agent. At worst a message that came of a newer
-        // term is refused for now, and comes again.
-        if mode == Mode::Regular && matches!(result, Err(CallError::QuorumUnreachable { .. } | CallError::Unavailable { .. })) {
+        // Too many of its holders are gone to know that it is the newest: it is signed all the same, and better than silence. If the agent
+        // has moved meanwhile, its next message is of a higher term, and its card is read again.
+        if mode != Mode::Any && matches!(result, Err(CallError::QuorumUnreachable { .. } | CallError::Unavailable { .. })) {
             return self.fetch_card(agent, Mode::Any);
         }
         let waiting = self.messages.waiting.remove(&agent).unwrap_or_default();

@@ -70,7 +70,7 @@ pub struct NodeKeys {
     pub secret: zeroize::Zeroizing<[u8; 32]>,
 }
 
-/// A gossip topic of docs/spec/wire.md#topics.
+/// A gossip topic of docs/spec/gossip.md#topics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Gossip {
     /// Commitments of personalities.

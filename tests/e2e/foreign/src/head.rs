@@ -1,0 +1,483 @@
+//! A certified head and what it proves (docs/spec/wire.md#certified-head, docs/spec/manifest.md): the owner issued this manifest, and
+//! enough of its holders have signed that they keep their shard on disk.
+
+use std::{collections::BTreeSet, fmt};
+
+use data_encoding::BASE32_NOPAD;
+
+use crate::{
+    frame::{FrameError, Reader, Writer},
+    sha256, verifies,
+};
+
+const SECTION_LABEL: &[u8] = b"persona/section/v1";
+const MANIFEST_LABEL: &[u8] = b"persona/manifest/v1";
+const LEAF_LABEL: &[u8] = b"persona/ack-leaf/v1";
+const ROOT_LABEL: &[u8] = b"persona/ack-root/v1";
+
+/// Leaves that one signature of a holder may cover.
+const BATCH_LEAVES_MAX: u16 = 1024;
+
+/// The latest time, in milliseconds since the Unix epoch.
+const TIME_MS_MAX: u64 = 1 << 48;
+
+/// When something was written, and where: compared field by field in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version {
+    /// Takeovers of the agent by a new host, from 1.
+    pub term: u64,
+    /// The host that wrote it.
+    pub device: [u8; 32],
+    /// That host's writes of this section, from 1.
+    pub seq: u64,
+}
+
+/// Holders of an earlier version that may still be asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OlderSet {
+    /// What they hold.
+    pub version: Version,
+    /// Who they are, by index.
+    pub holders: Vec<[u8; 32]>,
+    /// Milliseconds since the Unix epoch when they no longer matter.
+    pub expires_at_ms: u64,
+}
+
+/// What an owner says about one version of a section (docs/spec/manifest.md#fields).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the page says what each field means")]
+pub struct Manifest {
+    pub key: [u8; 32],
+    pub owner: [u8; 32],
+    pub name: Vec<u8>,
+    pub version: Version,
+    pub content_version: Version,
+    pub class: u32,
+    pub level: u8,
+    pub issued_at_ms: u64,
+    pub ttl_ms: u64,
+    pub renew_until_ms: u64,
+    pub content_len: u32,
+    /// n, k and f.
+    pub shape: [u8; 3],
+    pub content_hash: [u8; 32],
+    pub shard_hashes: Vec<[u8; 32]>,
+    pub holders: Vec<[u8; 32]>,
+    pub older: Vec<OlderSet>,
+}
+
+/// A holder's word that it keeps its shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ack {
+    /// The holder's place in the manifest's list.
+    pub index: u8,
+    /// The leaf's place in the batch.
+    pub position: u16,
+    /// Leaves in the batch.
+    pub batch: u16,
+    /// Sibling hashes, from the leaf upwards.
+    pub path: Vec<[u8; 32]>,
+    /// Over the root.
+    pub signature: [u8; 64],
+}
+
+/// A certified head, decoded but not checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// The manifest's frame: what is signed and hashed.
+    pub body: Vec<u8>,
+    /// The owner's signature.
+    pub signature: [u8; 64],
+    /// The holders' acks.
+    pub acks: Vec<Ack>,
+}
+
+/// A head that passed every check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proven {
+    /// What the owner said.
+    pub manifest: Manifest,
+    /// The name of this manifest: `SHA-256("persona/manifest/v1" || body)`.
+    pub manifest_hash: [u8; 32],
+    /// How many holders signed for it: at least n - f.
+    pub acks: usize,
+}
+
+/// Why a head proves nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HeadError {
+    /// Not a frame.
+    Decode(FrameError),
+    /// A later format.
+    Handover,
+    /// A check of the manifest failed; it names what is wrong.
+    Manifest(&'static str),
+    /// A manifest of another section than the one that was asked for.
+    OtherSection,
+    /// Too few or too many acks.
+    Acks {
+        /// How many there are.
+        have: usize,
+        /// How many there must be at least.
+        need: usize,
+    },
+    /// An index twice, or out of order.
+    Order,
+    /// The ack with this index is by a stranger or does not verify.
+    Ack(u8),
+}
+
+impl fmt::Display for HeadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Decode(error) => write!(f, "the head is no frame: {error}"),
+            Self::Handover => f.write_str("the head is of a later format; look for a newer specification"),
+            Self::Manifest(what) => write!(f, "the manifest fails its check of {what}; ask another peer"),
+            Self::OtherSection => f.write_str("the head is of another section; ask another peer"),
+            Self::Acks { have, need } => write!(f, "{have} acks, but at least {need} are needed; ask another peer"),
+            Self::Order => f.write_str("the acks are not in ascending order; ask another peer"),
+            Self::Ack(index) => write!(f, "the ack of holder {index} does not verify; ask another peer"),
+        }
+    }
+}
+
+impl std::error::Error for HeadError {}
+
+impl From<FrameError> for HeadError {
+    fn from(error: FrameError) -> Self {
+        Self::Decode(error)
+    }
+}
+
+/// Checks the `value` of a record that was asked for by `record_key`, step by step (docs/spec/wire.md#checking-one-step-by-step). Whether
+/// it has expired is left to whoever has a clock.
+///
+/// # Errors
+/// The first check that fails.
+pub fn check(record_key: &[u8], value: &[u8]) -> Result<Proven, HeadError> {
+    let head = Head::decode(value)?; // 1
+    let manifest = Manifest::decode(&head.body).map_err(|_| HeadError::Manifest("encoding"))?; // 2
+    manifest.check().map_err(HeadError::Manifest)?;
+    if record_key_of(&manifest.key) != record_key {
+        return Err(HeadError::OtherSection); // 3
+    }
+    if !verifies(&manifest.owner, &[MANIFEST_LABEL, &head.body].concat(), &head.signature) {
+        return Err(HeadError::Manifest("signature")); // 4
+    }
+    let manifest_hash = manifest_hash(&head.body); // 5
+    let [n, _, f] = manifest.shape.map(usize::from);
+    if head.acks.len() < n - f || head.acks.len() > n {
+        return Err(HeadError::Acks { have: head.acks.len(), need: n - f }); // 6
+    }
+    if head.acks.windows(2).any(|pair| pair[0].index >= pair[1].index) {
+        return Err(HeadError::Order);
+    }
+    for ack in &head.acks {
+        let signed = || {
+            let holder = manifest.holders.get(usize::from(ack.index))?;
+            let leaf = leaf_hash(&manifest, &manifest_hash, ack.index); // 7
+            let root = climb(leaf, ack.position, ack.batch, &ack.path)?; // 8
+            verifies(holder, &root_message(ack.batch, &root), &ack.signature).then_some(()) // 9
+        };
+        signed().ok_or(HeadError::Ack(ack.index))?;
+    }
+    Ok(Proven { manifest, manifest_hash, acks: head.acks.len() })
+}
+
+/// The section key of an owner's section by its published name.
+pub fn section_key(owner: &[u8; 32], name: &[u8]) -> [u8; 32] {
+    sha256(&[SECTION_LABEL, owner, name])
+}
+
+/// The Kademlia record key of a section (docs/spec/wire.md#names-of-nodes-and-sections).
+pub fn record_key_of(section: &[u8; 32]) -> Vec<u8> {
+    format!("/persona/{}", BASE32_NOPAD.encode(section).to_lowercase()).into_bytes()
+}
+
+/// The name of the manifest whose frame is `body`.
+pub fn manifest_hash(body: &[u8]) -> [u8; 32] {
+    sha256(&[MANIFEST_LABEL, body])
+}
+
+/// What an owner signs for the manifest whose frame is `body`.
+pub fn manifest_message(body: &[u8]) -> Vec<u8> {
+    [MANIFEST_LABEL, body].concat()
+}
+
+/// What a holder signs for a batch of leaves.
+pub fn root_message(batch: u16, root: &[u8; 32]) -> Vec<u8> {
+    [ROOT_LABEL, &batch.to_le_bytes(), root].concat()
+}
+
+/// The hash of the leaf that holder `index` signed for: nobody sends it, everybody can make it.
+pub fn leaf_hash(manifest: &Manifest, manifest_hash: &[u8; 32], index: u8) -> [u8; 32] {
+    let kind = 0;
+    let generation = 0;
+    let leaf = manifest.version.write(Writer::new().varint(kind).raw(&manifest.key)).raw(manifest_hash).raw(&[index]).varint(generation);
+    sha256(&[&[0x00], LEAF_LABEL, &leaf.finish()])
+}
+
+fn climb(hash: [u8; 32], position: u16, batch: u16, path: &[[u8; 32]]) -> Option<[u8; 32]> {
+    if position >= batch || batch > BATCH_LEAVES_MAX {
+        return None;
+    }
+    if batch == 1 {
+        return path.is_empty().then_some(hash);
+    }
+    // The largest power of two below the size: for 2 it is 1.
+    let split = 1 << (batch - 1).ilog2();
+    let (sibling, below) = path.split_last()?;
+    Some(if position < split {
+        sha256(&[&[0x01], &climb(hash, position, split, below)?, sibling])
+    } else {
+        sha256(&[&[0x01], sibling, &climb(hash, position - split, batch - split, below)?])
+    })
+}
+
+impl Version {
+    fn read(reader: &mut Reader<'_>) -> Result<Self, FrameError> {
+        Ok(Self { term: reader.u64()?, device: reader.array()?, seq: reader.u64()? })
+    }
+
+    fn write(&self, writer: Writer) -> Writer {
+        writer.varint(self.term).raw(&self.device).varint(self.seq)
+    }
+
+    fn counts_from_one(&self) -> bool {
+        self.term >= 1 && self.seq >= 1
+    }
+}
+
+impl Head {
+    /// Reads a head.
+    ///
+    /// # Errors
+    /// It is no frame, or of a later format.
+    pub fn decode(value: &[u8]) -> Result<Self, HeadError> {
+        let mut reader = Reader::open(value)?;
+        let (body, signature) = (reader.bytes()?.to_vec(), reader.array()?);
+        let acks = reader.list(|reader| {
+            Ok(Ack {
+                index: reader.u8()?,
+                position: reader.u16()?,
+                batch: reader.u16()?,
+                path: reader.list(Reader::array)?,
+                signature: reader.array()?,
+            })
+        })?;
+        let handover = reader.option(Reader::bytes)?;
+        reader.finish()?;
+        if handover.is_some() { Err(HeadError::Handover) } else { Ok(Self { body, signature, acks }) }
+    }
+
+    /// Its frame.
+    pub fn encode(&self) -> Vec<u8> {
+        let writer = Writer::new().bytes(&self.body).raw(&self.signature).list(&self.acks, |writer, ack| {
+            let writer = writer.raw(&[ack.index]).varint(ack.position.into()).varint(ack.batch.into());
+            writer.list(&ack.path, |writer, hash| writer.raw(hash)).raw(&ack.signature)
+        });
+        writer.raw(&[0x00]).finish()
+    }
+}
+
+impl Manifest {
+    /// Reads a manifest's frame.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn decode(body: &[u8]) -> Result<Self, FrameError> {
+        let mut reader = Reader::open(body)?;
+        let manifest = Self {
+            key: reader.array()?,
+            owner: reader.array()?,
+            name: reader.bytes()?.to_vec(),
+            version: Version::read(&mut reader)?,
+            content_version: Version::read(&mut reader)?,
+            class: reader.variant(4)?,
+            level: reader.u8()?,
+            issued_at_ms: reader.u64()?,
+            ttl_ms: reader.u64()?,
+            renew_until_ms: reader.u64()?,
+            content_len: reader.u32()?,
+            shape: sound_shape(reader.array()?)?,
+            content_hash: reader.array()?,
+            shard_hashes: reader.list(Reader::array)?,
+            holders: reader.list(Reader::array)?,
+            older: reader.list(|reader| {
+                Ok(OlderSet { version: Version::read(reader)?, holders: reader.list(Reader::array)?, expires_at_ms: reader.u64()? })
+            })?,
+        };
+        reader.finish()?;
+        Ok(manifest)
+    }
+
+    /// Its frame, the `body` of a head.
+    pub fn encode(&self) -> Vec<u8> {
+        let keys = |writer: Writer, key: &[u8; 32]| writer.raw(key);
+        let writer = Writer::new().raw(&self.key).raw(&self.owner).bytes(&self.name);
+        let writer = self.content_version.write(self.version.write(writer)).varint(self.class.into()).raw(&[self.level]);
+        let writer = writer.varint(self.issued_at_ms).varint(self.ttl_ms).varint(self.renew_until_ms).varint(self.content_len.into());
+        let writer = writer.raw(&self.shape).raw(&self.content_hash).list(&self.shard_hashes, keys).list(&self.holders, keys);
+        let older = |writer: Writer, older: &OlderSet| older.version.write(writer).list(&older.holders, keys).varint(older.expires_at_ms);
+        writer.list(&self.older, older).finish()
+    }
+
+    /// The checks that need neither a clock nor the signature, in the page's order (docs/spec/manifest.md#checks).
+    ///
+    /// # Errors
+    /// What failed first.
+    pub fn check(&self) -> Result<(), &'static str> {
+        let holds = |is_so: bool, what| if is_so { Ok(()) } else { Err(what) };
+        let differ = |holders: &[[u8; 32]]| holders.iter().collect::<BTreeSet<_>>().len() == holders.len();
+        holds((1..=64).contains(&self.name.len()), "name")?;
+        holds(self.key == section_key(&self.owner, &self.name), "key")?;
+        holds((1..=10).contains(&self.level), "level")?;
+        let [n, k, f] = self.shape;
+        let reach = 3 * self.level.div_ceil(2) + 1;
+        holds(n <= reach && i16::from(k) == wanted_k(n, f, self.level), "shape")?;
+        holds(self.holders.len() == usize::from(n) && self.shard_hashes.len() == usize::from(n), "shape")?;
+        holds(differ(&self.holders), "holders")?;
+        holds((1..=1_114_112).contains(&self.content_len), "content length")?;
+        holds(self.issued_at_ms <= TIME_MS_MAX, "issued_at")?;
+        holds((1..=604_800_000).contains(&self.ttl_ms), "ttl")?;
+        let renewal = self.issued_at_ms..=self.issued_at_ms + 2_592_000_000;
+        holds(self.renew_until_ms == 0 || renewal.contains(&self.renew_until_ms), "renew_until")?;
+        holds(self.version.counts_from_one(), "version")?;
+        holds(self.content_version.counts_from_one() && self.content_version <= self.version, "content version")?;
+        holds(self.older.len() <= 8, "number of older holder sets")?;
+        for older in &self.older {
+            holds((1..=16).contains(&older.holders.len()), "older holder set")?;
+            holds(older.version.counts_from_one() && older.version < self.version, "older version")?;
+            holds(older.expires_at_ms <= TIME_MS_MAX, "older expiry")?;
+            holds(differ(&older.holders), "older holders")?;
+        }
+        holds(self.older.windows(2).all(|pair| pair[0].version < pair[1].version), "order of older holder sets")
+    }
+}
+
+/// Three numbers that do not fit together are not even a value (docs/spec/manifest.md#shape).
+fn sound_shape(shape: [u8; 3]) -> Result<[u8; 3], FrameError> {
+    let [n, k, f] = shape;
+    let is_sound = (1..=16).contains(&n) && f == (n - 1) / 3 && (1..=n - 2 * f).contains(&k);
+    if is_sound { Ok(shape) } else { Err(FrameError::Malformed) }
+}
+
+fn wanted_k(n: u8, f: u8, level: u8) -> i16 {
+    let [n, f, level] = [n, f, level].map(i16::from);
+    (n - f - level + 1).clamp(1, n - 2 * f)
+}
+
+#[cfg(test)]
+mod tests {
+    use data_encoding::HEXLOWER;
+
+    use super::*;
+
+    /// The vector that docs/spec/wire.md#test-vectors names.
+    fn golden() -> Vec<u8> {
+        let hex = include_str!("../../../../fragments/tests/golden/certified_head.hex");
+        let hex: String = hex.split_whitespace().collect();
+        HEXLOWER.decode(hex.as_bytes()).unwrap()
+    }
+
+    fn golden_key() -> Vec<u8> {
+        record_key_of(&Manifest::decode(&Head::decode(&golden()).unwrap().body).unwrap().key)
+    }
+
+    #[test]
+    fn the_golden_head_is_proven_and_written_back() {
+        let proven = check(&golden_key(), &golden()).unwrap();
+        let owner = ed25519_dalek::SigningKey::from_bytes(&[1; 32]).verifying_key();
+        assert_eq!(proven.manifest.owner, owner.to_bytes());
+        for (place, holder) in (0..).zip(&proven.manifest.holders) {
+            assert_eq!(*holder, ed25519_dalek::SigningKey::from_bytes(&[0x40 + place; 32]).verifying_key().to_bytes());
+        }
+        let head = Head::decode(&golden()).unwrap();
+        assert_eq!(proven.manifest.encode(), head.body);
+        assert_eq!(head.encode(), golden());
+        assert!(head.acks.iter().all(|ack| (ack.position, ack.batch) == (2, 5)));
+    }
+
+    #[test]
+    fn no_bit_of_the_golden_head_can_be_altered() {
+        let (golden, key) = (golden(), golden_key());
+        for bit in 0..golden.len() * 8 {
+            let mut altered = golden.clone();
+            altered[bit / 8] ^= 1 << (bit % 8);
+            assert!(check(&key, &altered).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn each_flaw_has_its_name() {
+        let (key, head) = (golden_key(), Head::decode(&golden()).unwrap());
+        let verdict = |head: &Head| check(&key, &head.encode()).map(|_| ());
+        let need = {
+            let [n, _, f] = Manifest::decode(&head.body).unwrap().shape;
+            usize::from(n - f)
+        };
+        assert_eq!(verdict(&head), Ok(()));
+
+        let mut few = head.clone();
+        few.acks.truncate(need - 1);
+        assert_eq!(verdict(&few), Err(HeadError::Acks { have: need - 1, need }));
+        let mut unordered = head.clone();
+        unordered.acks.swap(0, 1);
+        assert_eq!(verdict(&unordered), Err(HeadError::Order));
+        let mut twice = head.clone();
+        twice.acks[1] = twice.acks[0].clone();
+        assert_eq!(verdict(&twice), Err(HeadError::Order));
+        let mut grafted = head.clone();
+        grafted.acks[0].path.push([0; 32]);
+        assert_eq!(verdict(&grafted), Err(HeadError::Ack(head.acks[0].index)));
+        let mut unsigned = head.clone();
+        unsigned.signature[0] ^= 1;
+        assert_eq!(verdict(&unsigned), Err(HeadError::Manifest("signature")));
+
+        let mut later = head.encode();
+        later.pop();
+        later.extend([1, 0]);
+        assert_eq!(check(&key, &later), Err(HeadError::Handover));
+        assert_eq!(check(&record_key_of(&[0; 32]), &golden()), Err(HeadError::OtherSection));
+
+        let mut other_owner = Manifest::decode(&head.body).unwrap();
+        other_owner.owner = [9; 32];
+        assert_eq!(other_owner.check(), Err("key"));
+        let mut mislevelled = Manifest::decode(&head.body).unwrap();
+        mislevelled.level += 1;
+        assert_eq!(mislevelled.check(), Err("shape"));
+    }
+
+    /// RFC 6962 by its own definition (section 2.1), for every leaf of trees up to nine.
+    #[test]
+    fn climbing_reaches_the_root() {
+        fn root(leaves: &[[u8; 32]]) -> [u8; 32] {
+            let [leaf] = leaves else {
+                let (left, right) = leaves.split_at(leaves.len().next_power_of_two() / 2);
+                return sha256(&[&[1], &root(left), &root(right)]);
+            };
+            *leaf
+        }
+        fn path(leaves: &[[u8; 32]], at: usize) -> Vec<[u8; 32]> {
+            if leaves.len() == 1 {
+                return Vec::new();
+            }
+            let (left, right) = leaves.split_at(leaves.len().next_power_of_two() / 2);
+            let (mut below, sibling) =
+                if at < left.len() { (path(left, at), root(right)) } else { (path(right, at - left.len()), root(left)) };
+            below.push(sibling);
+            below
+        }
+        for size in 1..=9_u16 {
+            let leaves: Vec<[u8; 32]> = (0..size).map(|leaf| sha256(&[&leaf.to_le_bytes()])).collect();
+            for at in 0..size {
+                let place = usize::from(at);
+                let path = path(&leaves, place);
+                assert_eq!(climb(leaves[place], at, size, &path), Some(root(&leaves)), "{at} of {size}");
+                assert_ne!(climb(leaves[place], (at + 1) % (size + 1), size, &path), Some(root(&leaves)), "{at} of {size}");
+            }
+        }
+        assert_eq!(climb([0; 32], 0, 0, &[]), None);
+        assert_eq!(climb([0; 32], 0, 1025, &[[0; 32]; 11]), None);
+    }
+}
