@@ -388,6 +388,11 @@ impl Node {
                     CallError::Unreadable { what: format!("{}/card", state.agent.to_did()), reason: "it is not this agent's card".into() };
                 return self.import_refused(import, error);
             };
+            if !self.keeps_its_commitment(&card) {
+                let reason = "it shows another personality than the one the agent is bound to".to_owned();
+                return self.import_refused(import, CallError::Unreadable { what: format!("{}/card", card.agent.to_did()), reason });
+            }
+            let Some(state) = self.imports.get_mut(&import) else { return };
             if state.name.is_none() {
                 state.name = Some(card.name.clone());
             }

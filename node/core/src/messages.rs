@@ -746,7 +746,10 @@ impl Node {
             Ok(Some(card)) => {
                 let known = self.messages.cards.get(&agent).map(|known| known.card.clone());
                 let card = known.filter(|known| known.term > card.term).unwrap_or(card);
-                self.note_commitment_of(&card);
+                if !self.keeps_its_commitment(&card) {
+                    let reason = "it shows another personality than the one the agent is bound to".to_owned();
+                    return self.refuse_card(waiting, &CallError::Unreadable { what: format!("{}/card", agent.to_did()), reason });
+                }
                 if self.messages.cards.len() >= CARDS_MAX && !self.messages.cards.contains_key(&agent) {
                     let first = self.messages.cards.iter().min_by_key(|(_, known)| known.read_us).map(|(id, _)| *id);
                     first.and_then(|first| self.messages.cards.remove(&first));
@@ -780,12 +783,26 @@ impl Node {
                         self.judge_message(to, &verified, card);
                     }
                 }
-                (WaitingForCard::Receive { to, envelope }, None) => self.refuse_unknown(to, &envelope),
+                (WaitingForCard::Receive { to, envelope }, None) => {
+                    self.refuse_unjudged(to, &envelope, persona_agent::Reason::UnknownSender);
+                }
             }
         }
     }
 
-    fn refuse_unknown(&mut self, to: OwnerKey, bytes: &[u8]) {
+    /// A card that breaks its agent's commitment is used for nothing.
+    fn refuse_card(&mut self, waiting: Vec<WaitingForCard>, error: &CallError) {
+        for waiter in waiting {
+            match waiter {
+                WaitingForCard::Send { call, .. } => self.reply(call, Err(error.clone())),
+                WaitingForCard::Receive { to, envelope } => {
+                    self.refuse_unjudged(to, &envelope, persona_agent::Reason::CommitmentChanged);
+                }
+            }
+        }
+    }
+
+    fn refuse_unjudged(&mut self, to: OwnerKey, bytes: &[u8], reason: persona_agent::Reason) {
         let Ok(parsed) = parse(bytes) else { return };
         let envelope = &parsed.envelope().header;
         let verdict = VerdictReport {
@@ -794,7 +811,7 @@ impl Node {
             from: envelope.sender.to_did(),
             to: Some(to.to_did()),
             accepted: false,
-            reason: persona_agent::Reason::UnknownSender.as_str().to_owned(),
+            reason: reason.as_str().to_owned(),
             total: None,
             protocol: 0.0,
             behaviour: None,
@@ -866,12 +883,13 @@ impl Node {
     }
 
     /// A card binds its agent to a personality: another one than the announced is refused and alarmed.
-    fn note_commitment_of(&mut self, card: &Card) {
-        let Some(known) = self.registry.known(&card.agent) else { return };
-        if known != card.commitment {
+    pub(crate) fn keeps_its_commitment(&mut self, card: &Card) -> bool {
+        let kept = self.registry.known(&card.agent).is_none_or(|known| known == card.commitment);
+        if !kept {
             let did = card.agent.to_did();
             self.alarm("second-commitment", format!("the card of {did} shows another personality than the one it is bound to"));
         }
+        kept
     }
 
     // ---- looking ---------------------------------------------------------------------------------------------------------------
