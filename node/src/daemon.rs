@@ -255,9 +255,10 @@ pub(crate) async fn up(options: Options) -> anyhow::Result<()> {
             Happening::Mesh(event) => shell.on_mesh(event),
             Happening::Store(event) => shell.on_store(event),
             Happening::Call(call) => shell.on_call(call),
-            Happening::Due => shell.on_due(),
+            Happening::Due => shell.run(Input::Tick),
             Happening::Stop => break,
         }
+        shell.tend();
     }
     let failed = shell.failed.take();
     shell.save_book();
@@ -455,7 +456,8 @@ impl Shell {
         }
     }
 
-    fn on_due(&mut self) {
+    /// Joining and the address book, which must not starve while the node is busy.
+    fn tend(&mut self) {
         if self.joiner.deadline().is_some_and(|at| at <= clock::now().mono_us / 1000) {
             self.join(JoinEvent::Tick);
         }
@@ -464,7 +466,6 @@ impl Shell {
             let candidates = self.book.candidates(persona_bootstrap::BOOK_CANDIDATES_MAX, clock::now().wall_ms);
             self.join(JoinEvent::Known { candidates });
         }
-        self.run(Input::Tick);
     }
 
     fn join(&mut self, event: JoinEvent) {

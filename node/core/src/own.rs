@@ -102,6 +102,8 @@ pub(crate) struct Owned {
     pub(crate) waiting_next: Vec<PutWaiter>,
     /// Its name is not yet committed in the index: it must not be put before.
     pub(crate) unlisted: bool,
+    /// Until when (monotonic) the peers closest to the key know a head that leads to the present holders.
+    pub(crate) told_until_us: u64,
     /// Who was closest at the last lookup, and until when (monotonic) that is taken as it is.
     pub(crate) candidates: Option<(u64, Vec<persona_fragments::PeerKey>)>,
     /// Holders that did not answer lately, with the end (monotonic) of their quarantine.
@@ -148,6 +150,7 @@ impl Owned {
             waiting: Vec::new(),
             waiting_next: Vec::new(),
             unlisted: false,
+            told_until_us: 0,
             candidates: None,
             avoid: BTreeMap::new(),
         }

@@ -339,6 +339,13 @@ impl Node {
             .map(|head| (0..shape.n()).filter(|i| head.manifest.holders[usize::from(*i)] == manifest.holders[usize::from(*i)]).collect())
             .unwrap_or_default();
         let manifest = SignedManifest::sign(manifest, &*owner.signer).map_err(|error| CallError::BadRequest(error.to_string()))?;
+        // The peers closest to the key are told the new head when its holders changed, and with every renewal. In between, the head that
+        // they know leads every reader to the same holders, who know better.
+        let led_there = owned.head.as_ref().is_some_and(|head| head.manifest.holders == manifest.holders);
+        let bystanders = if led_there && owned.told_until_us > now.mono_us { Vec::new() } else { peers.to_vec() };
+        if !bystanders.is_empty() {
+            owned.told_until_us = now.mono_us + owned.ttl_ms * 1000 / 4;
+        }
         owned.last_seq = seq;
         owned.intent = Some(manifest.wire().clone());
         let writes = vec![
@@ -346,7 +353,7 @@ impl Node {
             Write::set(Table::Intent, owned.key.0, wire::encode(manifest.wire())),
         ];
         let renewal = !keeps.is_empty();
-        Ok((PutTask { manifest, shards, renewal, keeps, bystanders: peers.to_vec() }, writes, renewal))
+        Ok((PutTask { manifest, shards, renewal, keeps, bystanders }, writes, renewal))
     }
 
     /// The intent is durable: send.
