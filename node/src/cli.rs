@@ -355,6 +355,16 @@ fn tell(error: &anyhow::Error, as_json: bool) {
     }
     let mut talk = std::io::stderr().lock();
     let _ = writeln!(talk, "error: {error:#}");
+    if let Some(card) = failure.map(|failure| &failure.data["card"]).filter(|card| card.is_object()) {
+        let _ = writeln!(
+            talk,
+            "its card: {}, term {}, at home on {}, personality {}",
+            text(&card["name"]),
+            card["term"],
+            text(&card["home"]),
+            text(&card["commitment"])
+        );
+    }
     if let Some(failure) = failure.filter(|failure| !failure.hint.is_empty()) {
         let _ = writeln!(talk, "hint: {}", failure.hint);
     }
@@ -751,7 +761,7 @@ fn show(common: &Common, reply: &Value, readable: impl Fn(&Value) -> String) {
 /// Content to stdout or a file; with --json everything about it to stdout.
 fn deliver(common: &Common, reply: &Value, content: &[u8], file: Option<&Path>) -> anyhow::Result<()> {
     if let Some(file) = file {
-        files::replace(file, content).with_context(|| format!("cannot write {}", file.display()))?;
+        write_output(file, content).with_context(|| format!("cannot write {}", file.display()))?;
     } else if !common.json {
         output::bytes(content);
     }
@@ -759,6 +769,21 @@ fn deliver(common: &Common, reply: &Value, content: &[u8], file: Option<&Path>) 
         output::line(&reply.to_string());
     }
     Ok(())
+}
+
+/// Writes a user's file: whole or not at all where it is a plain file, and into it where it is a pipe, a device or a link.
+fn write_output(file: &Path, content: &[u8]) -> std::io::Result<()> {
+    if std::fs::symlink_metadata(file).is_ok_and(|there| !there.file_type().is_file()) {
+        return std::fs::write(file, content);
+    }
+    let name = file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let beside = file.with_file_name(format!(".{name}.{}.persona", std::process::id()));
+    let mut out = std::fs::OpenOptions::new().write(true).create_new(true).open(&beside)?;
+    let written = out.write_all(content).and_then(|()| out.sync_all()).and_then(|()| std::fs::rename(&beside, file));
+    if written.is_err() {
+        let _ = std::fs::remove_file(&beside);
+    }
+    written
 }
 
 /// Talk on stderr.
@@ -787,7 +812,14 @@ fn status_text(reply: &Value) -> String {
     ];
     lines.extend(reply["listen_addrs"].as_array().into_iter().flatten().map(|address| format!("listens on {}", text(address))));
     for agent in reply["agents"].as_array().into_iter().flatten() {
-        let worst = agent["sections"].as_array().into_iter().flatten().filter_map(|section| section["level"].as_u64()).min().unwrap_or(0);
+        let worst = agent["sections"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|section| section["state"] != "expired" && section["class"] != "active")
+            .filter_map(|section| section["level"].as_u64())
+            .min()
+            .unwrap_or(0);
         lines.push(format!(
             "agent {}  {}  term {}  {}  lowest level {worst}",
             text(&agent["name"]),
@@ -872,7 +904,7 @@ async fn bench_storage(
     let report =
         json!({"runs": runs, "peers": status["peers"], "cores": std::thread::available_parallelism().map_or(0, |cores| cores.get())});
     show(common, &report, |report| {
-        let head = "clients  operation      p50       p99   per second   crypto  coding    disk  network".to_owned();
+        let head = "clients  operation      p50       p99   per second   crypto  coding    disk  network+holders".to_owned();
         let table = report["runs"].as_array().into_iter().flatten().flat_map(|run| {
             ["put", "get"].map(|what| {
                 let (series, share) = (&run[what], &run[format!("{what}_time")]["share"]);

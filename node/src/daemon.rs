@@ -124,21 +124,12 @@ enum Happening {
 /// Runs a node until it is told to stop.
 pub(crate) async fn up(options: Options) -> anyhow::Result<()> {
     let started_us = clock::now().mono_us;
+    let tickets = check(&options)?;
     let source = options.passphrase_file.clone().map_or(PassphraseSource::Any, PassphraseSource::File);
     let first = !options.dir.join(KEYSTORE_FILE).exists();
     let purpose = if first { PassphrasePurpose::Seal } else { PassphrasePurpose::Open };
     let secret = passphrase(&source, purpose)?;
     let keystore = if first { Keystore::create(&options.dir, &secret, Cost::STANDARD)? } else { Keystore::open(&options.dir, &secret)? };
-    let tickets = options
-        .join
-        .iter()
-        .enumerate()
-        .map(|(at, text)| text.parse::<Ticket>().with_context(|| format!("--join ticket {}", at + 1)))
-        .collect::<anyhow::Result<Vec<Ticket>>>()?;
-    for address in &options.bootstrap {
-        address.parse::<persona_bootstrap::Address>().with_context(|| format!("--bootstrap {address}"))?;
-    }
-
     let (store_events, mut from_store) = mpsc::channel(STORE_EVENTS_MAX);
     let path = options.dir.join(STORE_FILE);
     let store = tokio::task::spawn_blocking(move || Store::open(&path, store_events)).await??;
@@ -170,14 +161,25 @@ pub(crate) async fn up(options: Options) -> anyhow::Result<()> {
     for (key, head) in node.heads_to_serve() {
         heads.set(&key, Some(head));
     }
-    let config = MeshConfig {
+    let ports_path = options.dir.join("ports");
+    let had = std::fs::read_to_string(&ports_path).unwrap_or_default();
+    let config = |listen: Vec<String>| MeshConfig {
         mesh: options.mesh.clone(),
         node_seed: *node_seed,
-        listen: options.listen.clone(),
+        listen,
         external: Vec::new(),
         limits: MeshLimits::default(),
     };
-    let (mesh, mut from_mesh) = persona_mesh::start(config, Arc::clone(&heads)).await?;
+    let again = listen_again(&options.listen, &had);
+    let started = match persona_mesh::start(config(again.clone()), Arc::clone(&heads)).await {
+        Err(error) if again != options.listen => {
+            tracing::warn!("{error}: this node listens on other ports than before, and others must find it anew");
+            persona_mesh::start(config(options.listen.clone()), Arc::clone(&heads)).await
+        }
+        started => started,
+    };
+    let (mesh, mut from_mesh) = started?;
+    crate::keystore::files::replace(&ports_path, ports_of(&mesh.view().listening).as_bytes()).context("cannot write the file ports")?;
 
     let book_path = options.dir.join("addresses");
     let loaded = sources::file::load(&book_path)?;
@@ -273,6 +275,47 @@ pub(crate) async fn up(options: Options) -> anyhow::Result<()> {
         None => Ok(()),
         Some(reason) => bail!("the store has failed ({reason}): nothing more can be promised; start again once the disk is well"),
     }
+}
+
+/// Checks what was asked for before anything is created.
+fn check(options: &Options) -> anyhow::Result<Vec<Ticket>> {
+    persona_mesh::check_mesh_name(&options.mesh)?;
+    for address in &options.listen {
+        persona_mesh::check_address(address).with_context(|| format!("--listen {address}"))?;
+    }
+    for address in &options.bootstrap {
+        address.parse::<persona_bootstrap::Address>().with_context(|| format!("--bootstrap {address}"))?;
+    }
+    options.join.iter().enumerate().map(|(at, text)| text.parse::<Ticket>().with_context(|| format!("--join ticket {}", at + 1))).collect()
+}
+
+/// The ports that this node had before, in place of 0: tickets and other nodes' address books go on being right.
+fn listen_again(asked: &[String], had: &str) -> Vec<String> {
+    let port = |kind: &str| had.lines().find_map(|line| line.strip_prefix(kind)?.trim().parse::<u16>().ok());
+    let mut seen = [false; 2];
+    asked
+        .iter()
+        .map(|address| {
+            for (at, (kind, zero)) in [("tcp", "/tcp/0"), ("udp", "/udp/0")].into_iter().enumerate() {
+                if address.contains(zero)
+                    && !std::mem::replace(&mut seen[at], true)
+                    && let Some(port) = port(kind)
+                {
+                    return address.replacen(zero, &format!("/{kind}/{port}"), 1);
+                }
+            }
+            address.clone()
+        })
+        .collect()
+}
+
+/// The first TCP and the first UDP port in some multiaddrs, a line each.
+fn ports_of(listening: &[String]) -> String {
+    let port = |kind: &str| {
+        let marker = format!("/{kind}/");
+        listening.iter().find_map(|address| address.split_once(&marker)?.1.split('/').next()?.parse::<u16>().ok())
+    };
+    ["tcp", "udp"].into_iter().filter_map(|kind| Some(format!("{kind} {}\n", port(kind)?))).collect()
 }
 
 /// Hands everything that the disk kept to the node.

@@ -218,6 +218,9 @@ fn value(serializable: impl serde::Serialize) -> Value {
 impl App {
     /// A local agent's name, or an agent id.
     fn agent(&self, text: &str) -> Result<OwnerKey, Problem> {
+        if text.starts_with("did:") && OwnerKey::from_did(text).is_none() {
+            return Err(Problem::bad_request(format!("{text:?} is no agent id: one reads did:key:z6Mk and 44 more characters")));
+        }
         let id = OwnerKey::from_did(text).or_else(|| self.shared.names.read().get(text).copied());
         id.ok_or_else(|| CallError::UnknownAgent(text.to_owned()).into())
     }
@@ -324,7 +327,16 @@ fn check_name(name: &str) -> Result<(), Problem> {
     )))
 }
 
+/// Runs to its end even if the client goes away: an agent that lives must be in the keystore too.
+async fn to_its_end(work: impl Future<Output = Reply> + Send + 'static) -> Reply {
+    tokio::spawn(work).await.map_err(|error| Problem::internal(error.to_string()))?
+}
+
 async fn agent_create(State(app): State<App>, Json(body): Json<CreateBody>) -> Reply {
+    to_its_end(create(app, body)).await
+}
+
+async fn create(app: App, body: CreateBody) -> Reply {
     check_name(&body.name)?;
     if let Some(attributes) = &body.attributes {
         serde_json::from_str::<serde::de::IgnoredAny>(attributes)
@@ -363,7 +375,10 @@ async fn keep(
     let root = root.clone();
     let kept = tokio::task::spawn_blocking(move || -> anyhow::Result<String> {
         shared.keystore.lock().put_agent(&secrets)?;
-        shared.names.write().insert(secrets.name.clone(), agent);
+        let mut names = shared.names.write();
+        names.retain(|_, known| *known != agent);
+        names.insert(secrets.name.clone(), agent);
+        drop(names);
         recovery_file(&root, &secrets.name, passphrase.as_ref().unwrap_or(&shared.passphrase))
     });
     kept.await.map_err(|error| Problem::internal(error.to_string()))?.map_err(|error| Problem::internal(error.to_string()))
@@ -388,6 +403,10 @@ struct ImportBody {
 }
 
 async fn agent_import(State(app): State<App>, Json(body): Json<ImportBody>) -> Reply {
+    to_its_end(import(app, body)).await
+}
+
+async fn import(app: App, body: ImportBody) -> Reply {
     if let Some(name) = &body.name {
         check_name(name)?;
     }
@@ -440,6 +459,9 @@ async fn agent_export(State(app): State<App>, UrlPath(agent): UrlPath<String>, b
     let id = app.agent(&agent)?;
     let Answer::Agent { name, root, .. } = app.call(Call::Secrets { agent: id }).await? else { return Err(unexpected()) };
     let own = body.and_then(|Json(body)| body.passphrase).map(Passphrase::new);
+    if own.as_ref().is_some_and(|own| own.expose().is_empty()) {
+        return Err(Problem::bad_request("the passphrase of a recovery file is not empty: whoever finds the file has the agent"));
+    }
     let shared = Arc::clone(&app.shared);
     let sealed_name = name.clone();
     let sealed = tokio::task::spawn_blocking(move || recovery_file(&root, &sealed_name, own.as_ref().unwrap_or(&shared.passphrase)));
@@ -662,6 +684,9 @@ struct BenchBody {
 }
 
 async fn bench_storage(State(app): State<App>, Json(body): Json<BenchBody>) -> Reply {
+    if body.bytes == 0 || body.bytes as usize > persona_fragments::SECTION_BYTES_MAX - 64 || !(1..=10).contains(&body.level) {
+        return Err(Problem::bad_request("bytes is between 1 and 1048512, level between 1 and 10"));
+    }
     if body.clients == 0 || body.clients > 64 || body.operations == 0 || body.operations > 100_000 {
         return Err(Problem::bad_request("clients is between 1 and 64, operations between 1 and 100000"));
     }

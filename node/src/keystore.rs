@@ -197,6 +197,13 @@ impl Keystore {
         if secrets.name.is_empty() || secrets.name.len() > NAME_BYTES_MAX {
             return Err(KeystoreError::Name(secrets.name.len()));
         }
+        // An agent that came back under another name is the same agent: what was kept under the old one goes.
+        let renamed: Vec<(String, EntryId)> = self
+            .agents
+            .iter()
+            .filter(|(name, (_, known))| known.agent == secrets.agent && **name != secrets.name)
+            .map(|(name, (id, _))| (name.clone(), *id))
+            .collect();
         let id = match self.agents.get(&secrets.name) {
             Some((_, known)) if known.agent != secrets.agent => return Err(KeystoreError::NameTaken(secrets.name.clone())),
             Some((id, _)) => *id,
@@ -205,6 +212,11 @@ impl Keystore {
         };
         let entry = AgentEntry { name: secrets.name.clone(), agent: secrets.agent, term: secrets.term };
         self.change(|contents, agents| {
+            for (name, old) in renamed {
+                contents.remove(Kind::Agent, old);
+                contents.remove(Kind::BehaviourSeed, old);
+                agents.remove(&name);
+            }
             contents.seal_agent(id, secrets);
             agents.insert(entry.name.clone(), (id, entry));
         })

@@ -366,7 +366,9 @@ impl CallError {
             Self::TooLarge(_) => "split it into several sections".into(),
             Self::BadRequest(_) => "`--help` has an example".into(),
             Self::UnknownAgent(_) => "`persona agent list` shows the agents of this node".into(),
-            Self::NameTaken(_) => "choose another name".into(),
+            Self::NameTaken(_) => {
+                "choose another name; if it is the agent you mean, `persona agent export NAME FILE` writes its recovery file".into()
+            }
             Self::Busy(_) => "try again in a moment".into(),
         }
     }

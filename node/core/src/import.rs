@@ -33,6 +33,9 @@ pub struct AgentKeys {
     pub term: u64,
 }
 
+/// How long a restarted host meets others before it renews.
+const RESTART_PAUSE_US: u64 = 1_500_000;
+
 /// The sections of an agent that an import cannot do without.
 const ESSENTIAL: [&str; 2] = ["index", "core"];
 
@@ -256,7 +259,8 @@ impl Node {
         let mut unlisted = Vec::new();
         for (name, owned) in &mut owner.sections {
             if name != "behavior" {
-                owned.due_us = Some(now_us);
+                // Soon, to learn whether another host has taken over meanwhile; but first let somebody be met.
+                owned.due_us = Some(now_us + RESTART_PAUSE_US);
             }
             if !listed && name != "index" {
                 unlisted.push(name.clone());

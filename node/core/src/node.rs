@@ -409,8 +409,11 @@ impl Node {
             Input::Gossip { message, topic, data } => self.on_gossip(message, topic, &data),
             Input::Published { id, result } => self.on_published(id, result),
             Input::Connected { peer } => {
-                if self.connected.insert(peer) && self.canary.alone {
-                    self.canary.next_us = now.mono_us + 200_000;
+                if self.connected.insert(peer) {
+                    self.grow_sections();
+                    if self.canary.alone {
+                        self.canary.next_us = now.mono_us + 200_000;
+                    }
                 }
             }
             Input::Disconnected { peer } => {

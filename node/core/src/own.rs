@@ -179,6 +179,7 @@ impl Owned {
         self.stored = record.stored;
         self.content_version = record.content_version;
         self.head = record.head.and_then(|wire| CertifiedHead::trusted(wire).ok());
+        self.placed = self.head.as_ref().map_or(0, |head| head.certificate.acks.len() as u8);
         self.live = record.live;
         self.last_seq = record.last_seq;
     }
@@ -186,6 +187,7 @@ impl Owned {
     /// Takes over what the disk kept of a section whose content is not wanted any more: what it was signed as, and who may answer for it.
     pub(crate) fn continue_from(&mut self, record: OwnRecord) {
         self.head = record.head.and_then(|wire| CertifiedHead::trusted(wire).ok());
+        self.placed = self.head.as_ref().map_or(0, |head| head.certificate.acks.len() as u8);
         self.live = record.live;
         self.last_seq = record.last_seq;
     }

@@ -384,8 +384,10 @@ impl Node {
                     let content = if let Some(document) = fields.get("document") {
                         document.to_vec()
                     } else {
-                        // The node's own sections are shown field by field, as hexadecimal.
-                        let shown = fields.iter().map(|(name, value)| format!("{name}: {}\n", hex(value)));
+                        // The node's own sections hold keys and seeds: their fields are named and fingerprinted, never shown.
+                        let shown = fields.iter().map(|(name, value)| {
+                            format!("{name}: {} bytes, BLAKE3 {}\n", value.len(), persona_fragments::coding::content_hash(value))
+                        });
                         shown.collect::<String>().into_bytes()
                     };
                     Ok(Answer::Section { get: Box::new(got.report), content: Zeroizing::new(content) })
@@ -558,7 +560,10 @@ impl Node {
             level_asked: manifest.level,
             level_now: manifest.shape.level_at(shards),
             manifest_hash: manifest.hash().to_hex(),
-            certificate: CertificateReport { acks: head.certificate.acks.len(), valid: true },
+            certificate: CertificateReport {
+                acks: head.certificate.acks.len(),
+                valid: head.certificate.verify(manifest, &*self.keys.verifier).is_ok(),
+            },
             issued_at_ms: manifest.issued_at_ms,
             expires_in_s: expires_in_s(manifest.expires_at_ms(), self.now.wall_ms),
             content_len: manifest.content_len,
@@ -601,8 +606,4 @@ pub(crate) const fn mode_name(mode: Mode) -> &'static str {
         Mode::Regular => "regular",
         Mode::Atomic => "atomic",
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -39,6 +39,12 @@ const RETRY_MS: u64 = 1_000;
 /// The longest pause between attempts.
 const RETRY_MAX_MS: u64 = 30_000;
 
+/// Failed renewals before a section that nobody waits for makes do with a lower level than it has.
+const FAILURES_BEFORE_LESS: u32 = 4;
+
+/// How soon after a peer came a section is put again that has fewer holders than it wants. A joining peer seldom comes alone.
+const GROW_US: u64 = 3_000_000;
+
 /// How long the result of a lookup is used again for the same section, as long as everybody in it is still connected.
 const CANDIDATES_US: u64 = 10_000_000;
 
@@ -142,6 +148,21 @@ impl Node {
         }
         let fields = agent.index.to_fields();
         self.change(id, "index", Class::Core, Content::Fields(fields), Some(PutWaiter::Unlist { names: vec![name.to_owned()] }));
+    }
+
+    /// Somebody joined: sections with fewer holders than they want are put again soon.
+    pub(crate) fn grow_sections(&mut self) {
+        let soon_us = self.now.mono_us + GROW_US;
+        let node_owner = self.node_owner;
+        for owner in self.owners.values_mut().filter(|owner| owner.writes() && owner.id != node_owner) {
+            for owned in owner.sections.values_mut() {
+                let small = owned.head.as_ref().is_some_and(|head| head.manifest.shape.n() < Shape::holders_wanted(owned.level));
+                if small && owned.due_us.is_some_and(|due| due > soon_us) {
+                    owned.due_us = Some(soon_us);
+                    owned.candidates = None;
+                }
+            }
+        }
     }
 
     /// Starts every put that is due.
@@ -275,6 +296,23 @@ impl Node {
         if holders.is_empty() {
             // Whoever did not answer lately is still better than nobody.
             holders = choose_holders(&owned.key, &candidates, &previous, &[], wanted, None, now.wall_ms);
+        }
+        // A glimpse of fewer peers (after a restart, in a partition, under load) must not talk a section down that others still hold: they
+        // are asked too, and if they do not answer this waits for a while before it makes do with less, and never makes do with itself.
+        let standing = owned.head.as_ref().filter(|head| head.manifest.expires_at_ms() > now.wall_ms && head.manifest.holders != [me]);
+        if let Some(level) = standing.map(|head| head.manifest.shape.level_at_commit())
+            && level_with(owned.level, holders.len()) < level
+        {
+            let missed = previous.iter().filter(|peer| !owned.avoid.contains_key(*peer) && !peers.contains(peer) && **peer != me);
+            let more = missed.map(|peer| Candidate { peer: *peer, connected: false, first_seen_ms: None, prefix: None });
+            let asked: Vec<Candidate> = candidates.iter().cloned().chain(more).collect();
+            holders = choose_holders(&owned.key, &asked, &previous, &exclude, wanted, None, now.wall_ms);
+            let patient = owned.waiting.is_empty() && owned.failures < FAILURES_BEFORE_LESS;
+            if holders.is_empty() || (patient && level_with(owned.level, holders.len()) < level) {
+                let need = standing.map_or(0, |head| head.manifest.shape.quorum());
+                let what = format!("{}/{name}", id.to_did());
+                return Err(CallError::NotEnoughHolders { what, have: holders.len() as u32, need: need.into() });
+            }
         }
         if holders.is_empty() {
             // Alone: this disk is all there is.
@@ -500,7 +538,13 @@ impl Node {
                 let refresh_ms = (owned.ttl_ms as f64 / 3.0 * (0.9 + 0.2 * jitter)) as u64;
                 let renew_us = now.mono_us + refresh_ms * 1000;
                 let more = owned.changed.is_some() || !owned.waiting_next.is_empty();
-                owned.due_us = Some(if more { now.mono_us } else { renew_us });
+                // The node's own sections are for once: nobody needs the last canary or benchmark to live on.
+                let for_once = id == self.node_owner && !more;
+                owned.due_us = match () {
+                    () if more => Some(now.mono_us),
+                    () if for_once => None,
+                    () => Some(renew_us),
+                };
                 let writes =
                     vec![Write::set(Table::Own, owned.key.0, wire::encode(&owned.record(&id))), Write::remove(Table::Intent, owned.key.0)];
                 let report = put_report(&name, owned, &receipt, renewal, started_us, now.mono_us, now.wall_ms);
@@ -680,7 +724,7 @@ impl Node {
         };
         let checked = checked.and_then(|()| {
             let bad = |text: &str| Err(CallError::BadRequest(text.to_owned()));
-            if !name.starts_with("doc/") || name.len() > CONTENT_NAME_MAX {
+            if name.len() <= "doc/".len() || !name.starts_with("doc/") || name.len() > CONTENT_NAME_MAX {
                 return bad("a document's name starts with doc/ and has at most 128 bytes; the other sections are the node's own");
             }
             if content.is_empty() {
@@ -693,7 +737,7 @@ impl Node {
                     persona_fragments::SECTION_BYTES_MAX - 64
                 )));
             }
-            if !(1..=LEVEL_MAX).contains(&level) {
+            if !(1..=LEVEL_MAX).contains(&level) || require_level.is_some_and(|level| level > LEVEL_MAX) {
                 return bad("a level is between 1 and 10");
             }
             if !(1_000..=TTL_MS_MAX).contains(&ttl_ms) {
@@ -740,6 +784,11 @@ impl Node {
             .into_iter()
             .collect()
     }
+}
+
+/// The level from commit on with so many holders; 0 with none.
+fn level_with(level: u8, holders: usize) -> u8 {
+    Shape::for_level(level, holders).map_or(0, |shape| shape.level_at_commit())
 }
 
 pub(crate) fn expires_in_s(expires_at_ms: u64, now_ms: u64) -> f64 {

@@ -346,3 +346,42 @@ fn a_set_that_may_be_read_is_told_after_a_failed_put() {
         assert_eq!(head.manifest.version, version, "host {host} reads the newest");
     }
 }
+
+#[test]
+fn a_host_that_restarts_into_an_empty_room_does_not_talk_its_sections_down() {
+    let mut world = World::of(12, 131);
+    let ada = world.create(0, "ada");
+    world.put(0, ada, "doc/letter", b"be kind").expect("it commits");
+    world.run_s(2);
+    let root = world.root_of(0, "ada");
+    let others: Vec<usize> = (1..12).collect();
+    world.crash(0);
+    world.cut(&others);
+    world.restart(0);
+    world.run_s(12);
+    let held = world.holders(0, ada, "core");
+    assert!(!held.contains(&0), "its own disk is no holder: {held:?}");
+    world.heal();
+    world.run_s(20);
+    // Whatever it did meanwhile: the mesh still has everything when it dies again.
+    world.crash(0);
+    let report = world.import(2, root).expect("the mesh has everything");
+    assert!(report.complete, "{:?}", report.sections);
+    assert_eq!(world.get(2, ada, "doc/letter", Mode::Regular), Ok(b"be kind".to_vec()));
+}
+
+#[test]
+fn what_was_put_alone_spreads_when_others_join() {
+    let mut world = World::of(8, 132);
+    let others: Vec<usize> = (1..8).collect();
+    world.crash_all(&others);
+    world.run_s(1);
+    let ada = world.create(0, "ada");
+    assert_eq!(world.holders(0, ada, "core"), [0]);
+    for host in &others {
+        world.restart(*host);
+    }
+    world.run_s(20);
+    let held = world.holders(0, ada, "core");
+    assert!(held.len() == 7 && !held.contains(&0), "{held:?}");
+}
