@@ -73,6 +73,17 @@ fn what_was_put_is_there_after_opening_again() {
 }
 
 #[test]
+fn an_agent_that_comes_back_under_another_name_is_kept_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut keystore = create(directory.path());
+    keystore.put_agent(&ada()).unwrap();
+    keystore.put_agent(&AgentSecrets { name: "ada3".into(), term: 3, ..ada() }).unwrap();
+    drop(keystore);
+    let agents = open(directory.path()).unwrap().agents();
+    assert_eq!(agents.iter().map(|agent| (agent.name.as_str(), agent.term)).collect::<Vec<_>>(), [("ada3", 3)]);
+}
+
+#[test]
 fn two_keystores_share_no_secret() {
     let [one, other] = [(); 2].map(|()| tempfile::tempdir().unwrap());
     let [one, other] = [create(one.path()), create(other.path())];
