@@ -94,6 +94,8 @@ pub(crate) struct Owned {
     pub(crate) intent: Option<ManifestWire>,
     /// When the next put is due, in monotonic microseconds.
     pub(crate) due_us: Option<u64>,
+    /// The next put is due early, to spread over more holders; without them it is due when it was (monotonic microseconds).
+    pub(crate) grow_from: Option<u64>,
     /// Attempts since the last commit.
     pub(crate) failures: u32,
     /// Waiting for the put on its way.
@@ -146,6 +148,7 @@ impl Owned {
             background: None,
             intent: None,
             due_us: None,
+            grow_from: None,
             failures: 0,
             waiting: Vec::new(),
             waiting_next: Vec::new(),

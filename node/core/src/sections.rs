@@ -157,7 +157,8 @@ impl Node {
         for owner in self.owners.values_mut().filter(|owner| owner.writes() && owner.id != node_owner) {
             for owned in owner.sections.values_mut() {
                 let small = owned.head.as_ref().is_some_and(|head| head.manifest.shape.n() < Shape::holders_wanted(owned.level));
-                if small && owned.due_us.is_some_and(|due| due > soon_us) {
+                if let Some(due_us) = owned.due_us.filter(|due| small && *due > soon_us) {
+                    owned.grow_from = Some(due_us);
                     owned.due_us = Some(soon_us);
                     owned.candidates = None;
                 }
@@ -242,6 +243,10 @@ impl Node {
     fn put_found(&mut self, op: OpId, peers: &[PeerKey]) {
         let Some(Op::Put(put)) = self.ops.get(&op) else { return };
         let (id, name) = (put.owner, put.name.clone());
+        if self.grows_no_further(&id, &name, peers) {
+            self.ops.remove(&op);
+            return;
+        }
         match self.prepare_put(&id, &name, peers) {
             Ok((task, writes, renewal)) => {
                 let shape = task.manifest.shape;
@@ -254,6 +259,23 @@ impl Node {
             }
             Err(error) => self.put_over(op, Err(error)),
         }
+    }
+
+    /// A put that was due early because somebody came, and there are no more holders than before: it waits for its time.
+    fn grows_no_further(&mut self, id: &OwnerKey, name: &str, peers: &[PeerKey]) -> bool {
+        let me = self.me;
+        let Some(owned) = self.owned(id, name) else { return false };
+        let Some(due_us) = owned.grow_from.take() else { return false };
+        let usable = peers.iter().filter(|peer| **peer != me).count();
+        let has =
+            owned.head.as_ref().map_or(0, |head| if head.manifest.holders == [me] { 0 } else { usize::from(head.manifest.shape.n()) });
+        let asked_for = owned.changed.is_some() || owned.intent.is_some() || !owned.waiting.is_empty() || !owned.waiting_next.is_empty();
+        if asked_for || usable.min(Shape::holders_wanted(owned.level).into()) > has {
+            return false;
+        }
+        owned.op = None;
+        owned.due_us = Some(due_us);
+        true
     }
 
     fn prepare_put(&mut self, id: &OwnerKey, name: &str, peers: &[PeerKey]) -> Result<(PutTask, Vec<Write>, bool), CallError> {
