@@ -72,16 +72,16 @@ enum Verb {
     #[command(after_help = "Example:\n  persona stop --dir ~/second")]
     Stop,
     /// Create, list, show, export and import agents
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  persona agent create ada --role librarian")]
     Agent(AgentVerb),
     /// Read an agent's personality through the mesh
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  persona personality get ada")]
     Personality(PersonalityVerb),
     /// Store and read documents of an agent
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  persona section put ada doc/prompt prompt.md")]
     Section(SectionVerb),
     /// Export and verify proofs that a section is stored
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  persona certificate export ada/core --output ada-core.cert")]
     Certificate(CertificateVerb),
     /// Show who holds a section and who answers, without any secret
     #[command(after_help = "Examples:\n  persona analyze ada/core\n  persona analyze /persona/mfzwi3dp...")]
@@ -112,7 +112,7 @@ enum Verb {
         after: u64,
     },
     /// Measure this node
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  persona bench storage --nodes 14")]
     Bench(BenchVerb),
     /// Show on this machine that a personality outlives the machines that carry it
     #[command(after_help = "Example:\n  persona demo --nodes 14 --kill 4 --attributes my-agent.json")]
@@ -597,6 +597,15 @@ async fn section(verb: SectionVerb, common: &Common) -> anyhow::Result<()> {
             } else {
                 std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?
             };
+            if content.len() > persona_fragments::SECTION_BYTES_MAX {
+                let detail = format!(
+                    "{} has {} bytes, and a section at most {}",
+                    file.display(),
+                    content.len(),
+                    persona_fragments::SECTION_BYTES_MAX
+                );
+                return Err(Failure::new("too-large", detail, "split it into several sections").into());
+            }
             let mut path = format!("/v1/agents/{}/sections/{}?class={}", segment(&agent), segment(&name), segment(&class));
             let given = [
                 ("ttl_s", ttl.map(|ttl| ttl.to_string())),

@@ -11,7 +11,10 @@ use anyhow::{Context as _, bail};
 use axum::{
     Json, Router,
     body::Bytes,
-    extract::{DefaultBodyLimit, Path as UrlPath, Query, Request, State},
+    extract::{
+        DefaultBodyLimit, FromRequest, FromRequestParts, Path as UrlPath, Request, State,
+        rejection::{JsonRejection, QueryRejection},
+    },
     http::{HeaderMap, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
@@ -113,6 +116,14 @@ pub(crate) async fn serve(options: &Options, shared: Arc<Shared>) -> anyhow::Res
         .fallback(|| async {
             Problem::new(StatusCode::NOT_FOUND, "no-such-endpoint", "there is no such endpoint", "docs/spec/api.md lists them")
         })
+        .method_not_allowed_fallback(|| async {
+            Problem::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "no-such-method",
+                "this endpoint has no such method",
+                "docs/spec/api.md lists them",
+            )
+        })
         .layer(middleware::from_fn_with_state(app.clone(), authorize))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(app);
@@ -173,6 +184,7 @@ impl From<CallError> for Problem {
             CallError::LevelNotReached { .. } | CallError::Fenced { .. } | CallError::NameTaken(_) => StatusCode::CONFLICT,
             CallError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             CallError::BadRequest(_) => StatusCode::BAD_REQUEST,
+            CallError::Refused { .. } => StatusCode::CONFLICT,
         };
         let data = match &error {
             CallError::NotFound { asked, answered, .. } => json!({"asked": asked, "answered": answered}),
@@ -190,6 +202,29 @@ impl From<CallError> for Problem {
 }
 
 type Reply = Result<Json<Value>, Problem>;
+
+/// A JSON body; what is none is refused like every other error.
+#[derive(FromRequest)]
+#[from_request(via(axum::Json), rejection(Problem))]
+struct In<T>(T);
+
+/// The values behind the question mark, likewise.
+#[derive(FromRequestParts)]
+#[from_request(via(axum::extract::Query), rejection(Problem))]
+struct Asked<T>(T);
+
+impl From<JsonRejection> for Problem {
+    fn from(rejection: JsonRejection) -> Self {
+        let title = if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE { "too-large" } else { "bad-request" };
+        Self::new(rejection.status(), title, rejection.body_text(), "docs/spec/api.md has every field")
+    }
+}
+
+impl From<QueryRejection> for Problem {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::new(rejection.status(), "bad-request", rejection.body_text(), "docs/spec/api.md has every field")
+    }
+}
 
 async fn authorize(State(app): State<App>, headers: HeaderMap, request: Request, next: Next) -> Response {
     let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(|value| value.strip_prefix("Bearer "));
@@ -332,7 +367,7 @@ async fn to_its_end(work: impl Future<Output = Reply> + Send + 'static) -> Reply
     tokio::spawn(work).await.map_err(|error| Problem::internal(error.to_string()))?
 }
 
-async fn agent_create(State(app): State<App>, Json(body): Json<CreateBody>) -> Reply {
+async fn agent_create(State(app): State<App>, In(body): In<CreateBody>) -> Reply {
     to_its_end(create(app, body)).await
 }
 
@@ -402,7 +437,7 @@ struct ImportBody {
     name: Option<String>,
 }
 
-async fn agent_import(State(app): State<App>, Json(body): Json<ImportBody>) -> Reply {
+async fn agent_import(State(app): State<App>, In(body): In<ImportBody>) -> Reply {
     to_its_end(import(app, body)).await
 }
 
@@ -486,7 +521,7 @@ impl ModeQuery {
     }
 }
 
-async fn personality(State(app): State<App>, UrlPath(agent): UrlPath<String>, Query(query): Query<ModeQuery>) -> Reply {
+async fn personality(State(app): State<App>, UrlPath(agent): UrlPath<String>, Asked(query): Asked<ModeQuery>) -> Reply {
     let id = app.agent(&agent)?;
     let Answer::Personality { get, name, document, attributes } = app.call(Call::Personality { agent: id, mode: query.mode()? }).await?
     else {
@@ -514,7 +549,7 @@ struct PutQuery {
 async fn section_put(
     State(app): State<App>,
     UrlPath((agent, name)): UrlPath<(String, String)>,
-    Query(query): Query<PutQuery>,
+    Asked(query): Asked<PutQuery>,
     body: Bytes,
 ) -> Reply {
     let id = app.agent(&agent)?;
@@ -536,7 +571,7 @@ async fn section_put(
     Ok(Json(value(*report)))
 }
 
-async fn section_get(State(app): State<App>, UrlPath((agent, name)): UrlPath<(String, String)>, Query(query): Query<ModeQuery>) -> Reply {
+async fn section_get(State(app): State<App>, UrlPath((agent, name)): UrlPath<(String, String)>, Asked(query): Asked<ModeQuery>) -> Reply {
     let id = app.agent(&agent)?;
     let Answer::Section { get, content } = app.call(Call::GetSection { agent: id, name, mode: query.mode()? }).await? else {
         return Err(unexpected());
@@ -585,7 +620,7 @@ impl SectionQuery {
     }
 }
 
-async fn analyze(State(app): State<App>, Query(query): Query<SectionQuery>) -> Reply {
+async fn analyze(State(app): State<App>, Asked(query): Asked<SectionQuery>) -> Reply {
     let key = query.key(&app).await?;
     let mode = match &query.mode {
         Some(_) => Some(ModeQuery { mode: query.mode.clone() }.mode()?),
@@ -595,7 +630,7 @@ async fn analyze(State(app): State<App>, Query(query): Query<SectionQuery>) -> R
     Ok(Json(value(*report)))
 }
 
-async fn certificate(State(app): State<App>, Query(query): Query<SectionQuery>) -> Reply {
+async fn certificate(State(app): State<App>, Asked(query): Asked<SectionQuery>) -> Reply {
     let key = query.key(&app).await?;
     let Answer::Certificate { key, bytes } = app.call(Call::Certificate { key }).await? else { return Err(unexpected()) };
     Ok(Json(json!({"section": query.section, "kad_key": key.to_kad_key(), "certificate": BASE64.encode(&bytes)})))
@@ -608,7 +643,7 @@ struct SendBody {
     text: String,
 }
 
-async fn send(State(app): State<App>, UrlPath(agent): UrlPath<String>, Json(body): Json<SendBody>) -> Reply {
+async fn send(State(app): State<App>, UrlPath(agent): UrlPath<String>, In(body): In<SendBody>) -> Reply {
     let from = app.agent(&agent)?;
     let to = app.agent(&body.to)?;
     let Answer::Sent(report) = app.call(Call::Send { from, to, text: body.text }).await? else { return Err(unexpected()) };
@@ -640,7 +675,7 @@ where
     }
 }
 
-async fn inbox(State(app): State<App>, UrlPath(agent): UrlPath<String>, Query(query): Query<AfterQuery>) -> Reply {
+async fn inbox(State(app): State<App>, UrlPath(agent): UrlPath<String>, Asked(query): Asked<AfterQuery>) -> Reply {
     let id = app.agent(&agent)?;
     wait_for_news(&app, &query, async |after| {
         let Answer::Inbox(report) = app.call(Call::Inbox { agent: id, after }).await? else { return Err(unexpected()) };
@@ -649,7 +684,7 @@ async fn inbox(State(app): State<App>, UrlPath(agent): UrlPath<String>, Query(qu
     .await
 }
 
-async fn verdicts(State(app): State<App>, Query(query): Query<AfterQuery>) -> Reply {
+async fn verdicts(State(app): State<App>, Asked(query): Asked<AfterQuery>) -> Reply {
     wait_for_news(&app, &query, async |after| {
         let Answer::Verdicts(report) = app.call(Call::Verdicts { after }).await? else { return Err(unexpected()) };
         Ok((value(&report), !report.verdicts.is_empty()))
@@ -683,7 +718,7 @@ struct BenchBody {
     operations: u32,
 }
 
-async fn bench_storage(State(app): State<App>, Json(body): Json<BenchBody>) -> Reply {
+async fn bench_storage(State(app): State<App>, In(body): In<BenchBody>) -> Reply {
     if body.bytes == 0 || body.bytes as usize > persona_fragments::SECTION_BYTES_MAX - 64 || !(1..=10).contains(&body.level) {
         return Err(Problem::bad_request("bytes is between 1 and 1048512, level between 1 and 10"));
     }

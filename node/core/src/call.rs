@@ -287,6 +287,14 @@ pub enum CallError {
         /// Acks that commit.
         need: u32,
     },
+    /// A holder would not store it, and said why.
+    #[error("{what}: {reason}")]
+    Refused {
+        /// What was put.
+        what: String,
+        /// Who refused, and why.
+        reason: String,
+    },
     /// Another host took the agent over.
     #[error("the agent was taken over by another node (term {term}): this node only reads for it now")]
     Fenced {
@@ -330,6 +338,7 @@ impl CallError {
             Self::Poisoned { .. } => "poisoned",
             Self::LevelNotReached { .. } => "level-not-reached",
             Self::NotEnoughHolders { .. } => "not-enough-holders",
+            Self::Refused { .. } => "refused",
             Self::Fenced { .. } => "fenced",
             Self::Unreadable { .. } => "unreadable",
             Self::TooLarge(_) => "too-large",
@@ -361,6 +370,7 @@ impl CallError {
             Self::NotEnoughHolders { .. } => {
                 "`persona peers` shows who is connected; the same bytes are sent again until they are stored".into()
             }
+            Self::Refused { .. } => "it is tried again with other holders; if clocks are the reason, set this machine's".into(),
             Self::Fenced { .. } => "use the agent on the node that took it over; `persona agent import` brings it back here".into(),
             Self::Unreadable { .. } => "the recovery file or the keys belong to another agent, or the owner's data is damaged".into(),
             Self::TooLarge(_) => "split it into several sections".into(),

@@ -512,7 +512,7 @@ impl Node {
                 if let Some(owned) = self.owned(&id, &name) {
                     owned.skip_versions();
                 }
-                CallError::BadRequest(format!("{what}: another manifest of this version is stored; a later version is tried"))
+                CallError::Refused { what, reason: "another manifest of this version is stored; a later version is tried".into() }
             }
             PutError::Refused { by, reason } => {
                 if let Some(owned) = self.owned(&id, &name) {
@@ -521,7 +521,7 @@ impl Node {
                         owned.skip_versions();
                     }
                 }
-                CallError::BadRequest(format!("{what} was refused by {}: {reason}", by.to_peer_id_string()))
+                CallError::Refused { what, reason: format!("{} refuses: {reason}", by.to_peer_id_string()) }
             }
         };
         self.put_over(op, Err(call_error));
