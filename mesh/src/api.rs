@@ -202,7 +202,8 @@ pub enum RequestFailure {
     /// Too many requests are under way, in all or to this peer. It was not sent.
     #[error("too many requests are under way: send it again later")]
     Overloaded,
-    /// The connection or the stream ended before the answer: the peer died, refused, or the frame was too long.
+    /// The connection or the stream ended before the answer: the peer died, refused, does not speak this mesh's protocol after all, or the
+    /// frame was too long.
     #[error("the peer closed the connection before it answered: the outcome is unknown, send the same bytes again")]
     Closed,
 }

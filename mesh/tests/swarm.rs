@@ -573,7 +573,9 @@ async fn two_meshes_do_not_meet_even_on_one_connection() {
     }
     red.heads.set(&SectionKey([3; 32]), Some(b"red".to_vec()));
     let id = blue.request(red.key(), vec![1], LONG);
-    assert_eq!(blue.response(id).await, Err(RequestFailure::Unreachable));
+    // The request goes out with the name of its protocol: whether the refusal of the name or the end of the stream is seen first is chance.
+    let refused = blue.response(id).await;
+    assert!(matches!(refused, Err(RequestFailure::Unreachable | RequestFailure::Closed)), "{refused:?}");
     assert_eq!(blue.publish(Topic::Alerts, b"hello").await, Err(PublishFailure::NoPeers));
     assert_eq!(blue.lookup(b"anything").await, []);
     assert_eq!(red.lookup(b"anything").await, []);
