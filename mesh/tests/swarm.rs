@@ -429,6 +429,8 @@ async fn quic_carries_what_tcp_carries_and_tcp_is_preferred() {
     let id = dave.request(bob.key(), vec![1, 2], LONG);
     bob.answer_backwards().await;
     assert_eq!(dave.response(id).await, Ok(vec![2, 1]));
+    // What can be seen follows what happens a moment later.
+    dave.until_view("the one it asked", |view| view.peers.iter().any(|peer| peer.peer == bob.key())).await;
     let view = dave.handle.view();
     let bob = view.peers.iter().find(|peer| peer.peer == bob.key()).expect("connected");
     assert!(bob.address.contains("/tcp/"), "{bob:?}");
