@@ -119,9 +119,7 @@ pub(crate) fn swarm(
     };
     let config = swarm::Config::with_tokio_executor()
         .with_idle_connection_timeout(limits.idle_connection_timeout)
-        .with_per_connection_event_buffer_size(64)
-        // A stream's first bytes go out with the name of its protocol: one round trip less for every request.
-        .with_substream_upgrade_protocol_override(Version::V1Lazy);
+        .with_per_connection_event_buffer_size(64);
     Ok(Swarm::new(transport(keypair)?, behaviour, me, config))
 }
 
