@@ -325,7 +325,7 @@ fn a_file_of_format_1_opens() {
 
 /// Writes the file that [`a_file_of_format_1_opens`] reads. Run it by hand, once for a new format.
 #[test]
-#[ignore = "makes a golden file"]
+#[ignore = "makes a golden file: cargo test -p persona --test keystore -- --ignored make_golden_file"]
 fn make_golden_file() {
     let directory = tempfile::tempdir().unwrap();
     let mut keystore = create(directory.path());
