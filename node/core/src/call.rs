@@ -80,6 +80,13 @@ pub enum Call {
         /// The section.
         key: SectionKey,
     },
+    /// A section as its holders keep it, with its certified head: no secret is needed, and nothing is opened.
+    Fetch {
+        /// The section.
+        key: SectionKey,
+        /// How fresh it must be.
+        mode: Mode,
+    },
     /// Sends a text from a local agent.
     Send {
         /// The sender.
@@ -185,6 +192,15 @@ pub enum Answer {
     },
     /// An analysis.
     Analysis(Box<AnalysisReport>),
+    /// A section as its holders keep it.
+    Fetched {
+        /// How it was read.
+        get: Box<GetReport>,
+        /// The certified head, checkable offline.
+        head: Vec<u8>,
+        /// The sealed bytes that it speaks of.
+        content: Vec<u8>,
+    },
     /// A certified head.
     Certificate {
         /// The section.

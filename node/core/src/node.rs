@@ -558,6 +558,7 @@ impl Node {
             }
             Call::GetSection { agent, name, mode } => self.get_section(id, agent, name, mode),
             Call::Personality { agent, mode } => self.get_personality(id, agent, mode),
+            Call::Fetch { key, mode } => self.fetch(id, key, mode),
             Call::Analyze { key, mode } => self.analyze(id, key, mode),
             Call::Certificate { key } => self.get_certificate(id, key),
             Call::Send { from, to, text } => self.send(id, from, to, text),

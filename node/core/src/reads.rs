@@ -92,6 +92,8 @@ pub(crate) enum GetPurpose {
     Analyze { call: u64, must_read: bool },
     /// A certified head, for a call.
     Certificate { call: u64 },
+    /// A section as it is stored, for a call.
+    Fetch { call: u64 },
     /// A benchmark's get.
     Bench { call: u64 },
     /// An agent's card, for messages that wait for it.
@@ -410,6 +412,14 @@ impl Node {
                 });
                 self.reply(call, answer);
             }
+            GetPurpose::Fetch { call } => {
+                let answer = result.map(|Got { value, report }| Answer::Fetched {
+                    get: Box::new(report),
+                    head: value.head.to_bytes(),
+                    content: value.content,
+                });
+                self.reply(call, answer);
+            }
             GetPurpose::Bench { call } => {
                 let answer = result.map(|got| Answer::Section { get: Box::new(got.report), content: Zeroizing::new(got.value.content) });
                 self.reply(call, answer);
@@ -502,6 +512,12 @@ impl Node {
         let label = self.own_section(&key).map_or_else(|| key.to_kad_key(), |(id, name)| self.label(&id, &name));
         let wanted = Wanted { key, owner: None, label, mode: Mode::Regular, fence: None, want_content: false };
         self.begin_get(wanted, GetPurpose::Certificate { call });
+    }
+
+    pub(crate) fn fetch(&mut self, call: u64, key: SectionKey, mode: Mode) {
+        let label = self.own_section(&key).map_or_else(|| key.to_kad_key(), |(id, name)| self.label(&id, &name));
+        let wanted = Wanted { key, owner: None, label, mode, fence: None, want_content: true };
+        self.begin_get(wanted, GetPurpose::Fetch { call });
     }
 
     pub(crate) fn bench_get(&mut self, call: u64, slot: u32) {

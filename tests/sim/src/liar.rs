@@ -1,0 +1,203 @@
+//! Holders that lie: what a faulty node's answers become on their way out (docs/spec/quorum.md#messages).
+//!
+//! A liar runs the real node and changes what leaves it, or answers in its place. It has its own key and no other, so whatever must be
+//! signed by somebody else it can only replay.
+
+use std::collections::BTreeMap;
+
+use chacha20::ChaCha8Rng;
+use persona_fragments::{PeerKey, SectionKey, SignedManifest, Signer, Version, certificate::HeadWire, sign_batch};
+use persona_mesh_proto::{
+    Refusal, Request, RequestFrame, Response, ResponseFrame,
+    message::{HeadAnswer, ShardWire},
+};
+use rand_core::Rng as _;
+
+use crate::plan::{Lie, below};
+
+/// Sections whose heads a liar remembers.
+const REMEMBERED_MAX: usize = 256;
+
+/// What one liar remembers.
+pub struct Liar {
+    lie: Lie,
+    signer: Box<dyn Signer>,
+    /// The oldest and the newest head that it was shown, by section.
+    heads: BTreeMap<SectionKey, (HeadWire, HeadWire)>,
+    /// A shard that it was given, of any section.
+    shard: Option<Vec<u8>>,
+    rng: ChaCha8Rng,
+}
+
+/// What a liar does with a frame of requests.
+pub enum Handling {
+    /// Lets its node answer; [`Liar::rewrite`] changes the answer.
+    Pass,
+    /// Answers this, and its node never hears of the frame.
+    Answer(Vec<u8>),
+    /// Says nothing.
+    Silence,
+}
+
+impl Liar {
+    /// A liar.
+    pub fn new(lie: Lie, signer: Box<dyn Signer>, rng: ChaCha8Rng) -> Self {
+        Self { lie, signer, heads: BTreeMap::new(), shard: None, rng }
+    }
+
+    fn lie_now(&mut self) -> Lie {
+        match self.lie {
+            Lie::Everything => Lie::ALL[below(&mut self.rng, Lie::ALL.len() as u64 - 1) as usize],
+            lie => lie,
+        }
+    }
+
+    /// A frame of requests arrived.
+    pub fn asked(&mut self, frame: &[u8]) -> Handling {
+        let Ok(frame) = RequestFrame::from_bytes(frame) else { return Handling::Pass };
+        for request in &frame.requests {
+            match request {
+                Request::Commit { head } => self.remember(head),
+                Request::Prepare { shard: Some(shard), .. } if self.shard.is_none() => self.shard = Some(shard.clone()),
+                _ => {}
+            }
+        }
+        match self.lie_now() {
+            Lie::Silent => Handling::Silence,
+            Lie::Noise => Handling::Answer((0..below(&mut self.rng, 300)).map(|_| self.rng.next_u32() as u8).collect()),
+            lie @ (Lie::AckWithoutStoring | Lie::MuteCommit) => {
+                let made: Option<Vec<Response>> = frame.requests.iter().map(|request| self.in_place(lie, request)).collect();
+                // A frame with anything else in it is answered by the node.
+                made.map_or(Handling::Pass, |responses| Handling::Answer(ResponseFrame { responses }.to_bytes()))
+            }
+            _ => Handling::Pass,
+        }
+    }
+
+    fn in_place(&self, lie: Lie, request: &Request) -> Option<Response> {
+        match (lie, request) {
+            (Lie::AckWithoutStoring, Request::Prepare { manifest, index, .. }) => {
+                let manifest = SignedManifest::trusted(manifest.clone()).ok()?;
+                let ack = sign_batch(&[manifest.ack_leaf(*index)], &*self.signer).pop()?;
+                Some(Response::Acked { ack })
+            }
+            (Lie::AckWithoutStoring | Lie::MuteCommit, Request::Commit { .. }) => Some(Response::Committed),
+            _ => None,
+        }
+    }
+
+    /// The node answers a peer's frame.
+    pub fn rewrite(&mut self, to: &PeerKey, requests: &[u8], responses: Vec<u8>) -> Option<Vec<u8>> {
+        let Ok(asked) = RequestFrame::from_bytes(requests) else { return Some(responses) };
+        let Ok(mut frame) = ResponseFrame::from_bytes(&responses, asked.requests.len()) else { return Some(responses) };
+        for (request, response) in asked.requests.iter().zip(&mut frame.responses) {
+            let lie = self.lie_now();
+            if matches!(lie, Lie::Withhold) && (to.0[0] ^ self.rng.next_u32() as u8 & 1) % 2 == 0 {
+                return None;
+            }
+            self.twist(lie, to, request, response);
+        }
+        Some(frame.to_bytes())
+    }
+
+    fn remember(&mut self, head: &HeadWire) {
+        let Ok(manifest) = SignedManifest::trusted(head.manifest.clone()) else { return };
+        let version = |head: &HeadWire| SignedManifest::trusted(head.manifest.clone()).map(|manifest| manifest.version).ok();
+        if self.heads.len() >= REMEMBERED_MAX && !self.heads.contains_key(&manifest.key) {
+            return;
+        }
+        let (oldest, newest) = self.heads.entry(manifest.key).or_insert_with(|| (head.clone(), head.clone()));
+        if version(oldest) > Some(manifest.version) {
+            *oldest = head.clone();
+        }
+        if version(newest) < Some(manifest.version) {
+            *newest = head.clone();
+        }
+    }
+
+    fn twist(&mut self, lie: Lie, to: &PeerKey, request: &Request, response: &mut Response) {
+        match (lie, request) {
+            (Lie::Deny, Request::Head { .. }) => *response = Response::Head(HeadAnswer::default()),
+            (Lie::Deny, Request::Shard { .. }) => *response = Response::Absent,
+            (Lie::Stale, Request::Head { key, .. }) => self.show(key, true, response),
+            (Lie::TwoFaced, Request::Head { key, .. }) => self.show(key, to.0[0] % 2 == 0, response),
+            (Lie::Corrupt, _) => match response {
+                Response::Head(HeadAnswer { shard: Some(ShardWire { index, bytes }), .. }) | Response::Shard { index, bytes } => {
+                    self.corrupt(index, bytes);
+                }
+                _ => {}
+            },
+            (Lie::ForgedCertificate, Request::Head { .. }) => {
+                if let Response::Head(HeadAnswer { committed: Some(head), .. }) = response {
+                    self.forge(head);
+                }
+            }
+            (Lie::Obstruct, Request::Prepare { .. }) => {
+                *response = match self.rng.next_u32() % 3 {
+                    0 => Response::NeedShard,
+                    1 => Response::Busy,
+                    _ => Response::Refused { reason: Refusal::Full },
+                };
+            }
+            (Lie::Obstruct, _) => *response = Response::Busy,
+            (Lie::Recovering, _) => *response = Response::Recovering,
+            (Lie::FalseFence, _) => {
+                // Some head that it really has: of this section, or of another one of anybody.
+                if let Some((oldest, newest)) = self.heads.values().nth(below(&mut self.rng, self.heads.len() as u64) as usize) {
+                    let head = if self.rng.next_u32() % 2 == 0 { oldest } else { newest };
+                    *response = Response::Fenced { head: head.clone() };
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn show(&self, key: &SectionKey, old: bool, response: &mut Response) {
+        if let Some((oldest, newest)) = self.heads.get(key) {
+            let head = if old { oldest } else { newest };
+            *response = Response::Head(HeadAnswer { committed: Some(head.clone()), ..HeadAnswer::default() });
+        }
+    }
+
+    fn corrupt(&mut self, index: &mut u8, bytes: &mut Vec<u8>) {
+        match self.rng.next_u32() % 4 {
+            0 => *index = index.wrapping_add(1),
+            1 => bytes.truncate(bytes.len() / 2),
+            2 => {
+                if let Some(other) = &self.shard {
+                    bytes.clone_from(other);
+                }
+            }
+            _ => {
+                let at = below(&mut self.rng, bytes.len() as u64) as usize;
+                if let Some(byte) = bytes.get_mut(at) {
+                    *byte ^= 1 << (self.rng.next_u32() % 8);
+                }
+            }
+        }
+    }
+
+    fn forge(&mut self, head: &mut HeadWire) {
+        let acks = &mut head.certificate.acks;
+        match self.rng.next_u32() % 3 {
+            0 => drop(acks.pop()),
+            1 => {
+                if let Some(first) = acks.first().cloned() {
+                    let last = acks.len() - 1;
+                    acks[last] = first;
+                }
+            }
+            _ => {
+                // Its own ack in another holder's place.
+                if let Some(ack) = acks.last_mut() {
+                    ack.signature = self.signer.sign(b"nothing");
+                }
+            }
+        }
+    }
+}
+
+/// The version in a head, if it decodes.
+pub fn version_of(head: &HeadWire) -> Option<Version> {
+    SignedManifest::trusted(head.manifest.clone()).ok().map(|manifest| manifest.version)
+}

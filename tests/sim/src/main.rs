@@ -1,0 +1,203 @@
+//! `persona-sim`: run seeds, replay one, and see what the auditor says.
+#![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "a harness owns threads and clocks; what it runs does not")]
+
+use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    process::ExitCode,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use clap::{Parser, Subcommand};
+use persona_sim::{
+    plan::{Fault, Plan},
+    run::{Outcome, run},
+};
+use serde::Serialize;
+
+#[derive(Parser)]
+#[command(name = "persona-sim", about = "Whole meshes in one thread under virtual time: every fault, every order of events, from a seed")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Run many seeds
+    #[command(after_help = "Example:\n  persona-sim run --seeds 20000 --json")]
+    Run {
+        /// How many
+        #[arg(long, default_value_t = 1000)]
+        seeds: u64,
+        /// The first
+        #[arg(long, default_value_t = 0)]
+        from: u64,
+        /// Threads [default: one per processor]
+        #[arg(long)]
+        threads: Option<usize>,
+        /// Stop after so many seconds, whatever is left
+        #[arg(long)]
+        seconds: Option<u64>,
+        /// One JSON object instead of words
+        #[arg(long)]
+        json: bool,
+    },
+    /// Run one seed again, and print what happened
+    #[command(after_help = "Example:\n  persona-sim replay 4711 --without loss,cut")]
+    Replay {
+        /// The seed
+        seed: u64,
+        /// Faults to leave out
+        #[arg(long, value_delimiter = ',')]
+        without: Vec<Fault>,
+        /// A shorter storm, in virtual milliseconds
+        #[arg(long)]
+        storm_ms: Option<u64>,
+    },
+}
+
+/// What many seeds came to.
+#[derive(Default, Serialize)]
+struct Summary {
+    seeds: u64,
+    virtual_hours: f64,
+    gets: u64,
+    values: u64,
+    puts: u64,
+    committed: u64,
+    moved: u64,
+    frames: u64,
+    violations: Vec<Violation>,
+    marks: BTreeMap<String, u64>,
+    wall_s: f64,
+}
+
+#[derive(Serialize)]
+struct Violation {
+    seed: u64,
+    what: Vec<String>,
+    replay: String,
+}
+
+impl Summary {
+    fn add(&mut self, outcome: Outcome) {
+        self.seeds += 1;
+        self.virtual_hours += outcome.virtual_ms as f64 / 3.6e6;
+        self.gets += outcome.gets;
+        self.values += outcome.values;
+        self.puts += outcome.puts;
+        self.committed += outcome.committed;
+        self.moved += outcome.moved;
+        self.frames += outcome.frames;
+        for (mark, count) in outcome.marks {
+            *self.marks.entry(mark).or_default() += count;
+        }
+        if !outcome.violations.is_empty() {
+            self.violations.push(Violation { seed: outcome.seed, what: outcome.violations, replay: outcome.replay });
+        }
+    }
+}
+
+/// Runs a plan; a panic is a violation.
+fn judge(plan: &Plan) -> Outcome {
+    match catch_unwind(AssertUnwindSafe(|| run(plan, Vec::new()).0)) {
+        Ok(outcome) => outcome,
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+            Outcome {
+                seed: plan.seed,
+                violations: vec![format!("I15: a node panicked: {}", text.unwrap_or_default())],
+                replay: plan.replay(),
+                ..Outcome::default()
+            }
+        }
+    }
+}
+
+/// The same violation with fewer faults, and a shorter storm.
+fn shrink(plan: &Plan) -> Plan {
+    let mut least = plan.clone();
+    for fault in plan.faults.clone() {
+        let mut smaller = least.clone();
+        smaller.faults.remove(&fault);
+        if !judge(&smaller).violations.is_empty() {
+            least = smaller;
+        }
+    }
+    for _ in 0..6 {
+        let mut smaller = least.clone();
+        smaller.storm_ms = smaller.storm_ms * 2 / 3;
+        if judge(&smaller).violations.is_empty() {
+            break;
+        }
+        least = smaller;
+    }
+    least
+}
+
+fn main() -> ExitCode {
+    match Cli::parse().verb {
+        Verb::Run { seeds, from, threads, seconds, json } => run_many(seeds, from, threads, seconds, json),
+        Verb::Replay { seed, without, storm_ms } => {
+            let mut plan = Plan::of(seed);
+            plan.faults.retain(|fault| !without.contains(fault));
+            plan.storm_ms = storm_ms.unwrap_or(plan.storm_ms);
+            println!("{plan:#?}");
+            let outcome = judge(&plan);
+            println!("{outcome:#?}");
+            if outcome.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+fn run_many(seeds: u64, from: u64, threads: Option<usize>, seconds: Option<u64>, json: bool) -> ExitCode {
+    let threads = threads.or_else(|| std::thread::available_parallelism().ok().map(Into::into)).unwrap_or(1);
+    let started = Instant::now();
+    let next = AtomicU64::new(from);
+    let summary = Mutex::new(Summary::default());
+    std::panic::set_hook(Box::new(|_| {})); // a panic is told as a violation
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while seconds.is_none_or(|most| started.elapsed().as_secs() < most) {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= from + seeds {
+                        break;
+                    }
+                    let plan = Plan::of(seed);
+                    let outcome = judge(&plan);
+                    // One of a hundred is run again: the same seed must be the same run.
+                    let mut outcome = outcome;
+                    if seed.is_multiple_of(100) && judge(&plan).trace != outcome.trace {
+                        outcome.violations.push("the same seed ran differently a second time".into());
+                    }
+                    let failed = !outcome.violations.is_empty();
+                    if failed && !json {
+                        eprintln!("seed {seed}: {}", outcome.violations.join("\n  "));
+                        let smaller = shrink(&plan);
+                        eprintln!("  {}", smaller.replay());
+                        outcome.replay = smaller.replay();
+                    }
+                    let mut summary = summary.lock().expect("no thread panics here");
+                    summary.add(outcome);
+                    if !json && summary.seeds.is_multiple_of(500) {
+                        eprintln!("{} seeds, {} violations, {:.0} s", summary.seeds, summary.violations.len(), started.elapsed().as_secs_f64());
+                    }
+                }
+            });
+        }
+    });
+    let mut summary = summary.into_inner().expect("no thread panics here");
+    summary.wall_s = started.elapsed().as_secs_f64();
+    summary.violations.sort_by_key(|violation| violation.seed);
+    match serde_json::to_string_pretty(&summary) {
+        Ok(text) => println!("{text}"),
+        Err(error) => eprintln!("the summary cannot be written: {error}"),
+    }
+    if summary.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
