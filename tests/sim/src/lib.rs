@@ -10,4 +10,5 @@ pub mod keys;
 pub mod liar;
 pub mod plan;
 pub mod run;
+pub mod tell;
 pub mod world;

@@ -16,6 +16,8 @@ use clap::{Parser, Subcommand};
 use persona_sim::{
     plan::{Fault, Plan},
     run::{Outcome, run},
+    tell::Teller,
+    world::Observer,
 };
 use serde::Serialize;
 
@@ -58,6 +60,12 @@ enum Verb {
         /// A shorter storm, in virtual milliseconds
         #[arg(long)]
         storm_ms: Option<u64>,
+        /// Print what users and machines do
+        #[arg(long, short)]
+        verbose: bool,
+        /// Print every request and answer about this section too (a prefix of its key in hex)
+        #[arg(long)]
+        section: Option<String>,
     },
 }
 
@@ -104,8 +112,8 @@ impl Summary {
 }
 
 /// Runs a plan; a panic is a violation.
-fn judge(plan: &Plan) -> Outcome {
-    match catch_unwind(AssertUnwindSafe(|| run(plan, Vec::new()).0)) {
+fn judge(plan: &Plan, observers: Vec<Box<dyn Observer>>) -> Outcome {
+    match catch_unwind(AssertUnwindSafe(|| run(plan, observers).0)) {
         Ok(outcome) => outcome,
         Err(panic) => {
             let text = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
@@ -125,14 +133,14 @@ fn shrink(plan: &Plan) -> Plan {
     for fault in plan.faults.clone() {
         let mut smaller = least.clone();
         smaller.faults.remove(&fault);
-        if !judge(&smaller).violations.is_empty() {
+        if !judge(&smaller, Vec::new()).violations.is_empty() {
             least = smaller;
         }
     }
     for _ in 0..6 {
         let mut smaller = least.clone();
         smaller.storm_ms = smaller.storm_ms * 2 / 3;
-        if judge(&smaller).violations.is_empty() {
+        if judge(&smaller, Vec::new()).violations.is_empty() {
             break;
         }
         least = smaller;
@@ -143,12 +151,14 @@ fn shrink(plan: &Plan) -> Plan {
 fn main() -> ExitCode {
     match Cli::parse().verb {
         Verb::Run { seeds, from, threads, seconds, json } => run_many(seeds, from, threads, seconds, json),
-        Verb::Replay { seed, without, storm_ms } => {
+        Verb::Replay { seed, without, storm_ms, verbose, section } => {
             let mut plan = Plan::of(seed);
             plan.faults.retain(|fault| !without.contains(fault));
             plan.storm_ms = storm_ms.unwrap_or(plan.storm_ms);
             println!("{plan:#?}");
-            let outcome = judge(&plan);
+            let teller = Teller::new(section);
+            let observers: Vec<Box<dyn Observer>> = if verbose { vec![Box::new(teller)] } else { Vec::new() };
+            let outcome = judge(&plan, observers);
             println!("{outcome:#?}");
             if outcome.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
@@ -170,10 +180,10 @@ fn run_many(seeds: u64, from: u64, threads: Option<usize>, seconds: Option<u64>,
                         break;
                     }
                     let plan = Plan::of(seed);
-                    let outcome = judge(&plan);
+                    let outcome = judge(&plan, Vec::new());
                     // One of a hundred is run again: the same seed must be the same run.
                     let mut outcome = outcome;
-                    if seed.is_multiple_of(100) && judge(&plan).trace != outcome.trace {
+                    if seed.is_multiple_of(100) && judge(&plan, Vec::new()).trace != outcome.trace {
                         outcome.violations.push("the same seed ran differently a second time".into());
                     }
                     let failed = !outcome.violations.is_empty();

@@ -88,8 +88,8 @@ struct Agent {
 #[derive(Clone, Debug)]
 enum Asked {
     Put { agent: usize, document: usize, number: u64 },
-    /// A get by key: nothing is opened.
-    Fetch { section: SectionKey },
+    /// A get by key: nothing is opened. Whether it must succeed.
+    Fetch { section: SectionKey, owed: bool },
     /// A get by the owner, when so much had committed.
     Get { agent: usize, document: usize, committed: u64, must: bool },
     Send,
@@ -227,7 +227,6 @@ impl Run {
         for host in 0..self.world.hosts.len() {
             self.world.hosts[host].lying_sync = false;
             self.world.settle(host);
-            self.world.suspend(host, 0);
             if host < self.plan.hosts || !self.joining.contains(&host) {
                 self.world.start(host);
             }
@@ -384,7 +383,8 @@ impl Run {
         let Some(id) = self.world.call(host, Call::Fetch { key, mode }) else { return };
         self.world.tell(What::GetBegins { op: id, machine: host as u32, key: key.0, mode: audit_mode(mode) });
         self.out.gets += 1;
-        self.asked.insert(id, (host, Asked::Fetch { section: key }));
+        let owed = !self.storm && self.is_owed(&key);
+        self.asked.insert(id, (host, Asked::Fetch { section: key, owed }));
     }
 
     fn import(&mut self, host: usize, number: usize) {
@@ -490,10 +490,10 @@ impl Run {
                 };
                 self.world.tell(What::GetEnds { op: call, outcome: GetOutcome::Value { head, content: Some(content), fresh } });
             }
-            (Asked::Fetch { section }, Err(error)) => {
+            (Asked::Fetch { section, owed }, Err(error)) => {
                 *self.out.marks.entry(format!("get {}", error.title())).or_default() += 1;
                 self.world.tell(What::GetEnds { op: call, outcome: GetOutcome::Error { title: error.title().to_owned() } });
-                if !self.storm && self.is_owed(&section) {
+                if owed {
                     self.violation("I14", format!("machine {host}: a stranger cannot read {} in calm weather: {error}", section.to_kad_key()));
                 }
             }

@@ -448,7 +448,8 @@ impl World {
 
     /// A machine sleeps: nothing happens to its process until then, and its clocks go on.
     pub fn suspend(&mut self, host: usize, micros: u64) {
-        self.hosts[host].asleep_until_us = self.now_us + micros;
+        let machine = &mut self.hosts[host];
+        machine.asleep_until_us = machine.asleep_until_us.max(self.now_us + micros);
     }
 
     fn hears(&self, from: usize, to: usize) -> bool {
@@ -482,8 +483,8 @@ impl World {
         let life = self.hosts[host].life;
         let asleep_us = self.hosts[host].asleep_until_us.saturating_sub(self.now_us);
         if asleep_us > 0 {
-            let after = asleep_us + below(&mut self.rng, 1000);
-            return self.schedule(after, Event::Input { host, life, input });
+            // In the order in which it came: that is what queues do.
+            return self.schedule(asleep_us, Event::Input { host, life, input });
         }
         let now = self.clock(host);
         let Some(node) = self.hosts[host].node.as_mut() else { return };
