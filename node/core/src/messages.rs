@@ -1073,7 +1073,7 @@ impl Node {
         self.canary.alone = alone;
         // With neighbours, only what went through them proves anything.
         let ready = alone || through_network;
-        self.canary.next_us = self.now.mono_us + if ready { 60_000_000 } else { 500_000 };
+        self.canary.next_us = self.now.mono_us + if ready { self.config.canary_s * 1_000_000 } else { 500_000 };
         self.set_ready(ready);
     }
 

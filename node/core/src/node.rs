@@ -40,6 +40,8 @@ pub struct Config {
     pub request_timeout_ms: u64,
     /// How long changed sections wait for more changes before they are put, in milliseconds. At most 1 s.
     pub coalesce_ms: u64,
+    /// How often a node that is ready proves that it still is, by a put and a get through others, in seconds.
+    pub canary_s: u64,
     /// How long an unacknowledged message is sent again and again before it is given up, in milliseconds.
     pub message_ttl_ms: u64,
     /// A secret that all nodes of a closed deployment share and that is mixed into personalities; `None` in an open mesh.
@@ -54,6 +56,7 @@ impl Default for Config {
             put: PutTiming::default(),
             request_timeout_ms: 3_000,
             coalesce_ms: 300,
+            canary_s: 60,
             message_ttl_ms: 24 * 3600 * 1000,
             mesh_secret: None,
         }

@@ -197,6 +197,8 @@ pub struct Plan {
     pub load_gap_ms: u64,
     /// Pause between two faults, on average, in milliseconds.
     pub fault_gap_ms: u64,
+    /// How often each node proves that it is ready, in seconds.
+    pub canary_s: u64,
     /// What may go wrong.
     pub faults: BTreeSet<Fault>,
     /// How many machines may lie, lose or spoil what they hold: no more than `f` of the smallest holder set.
@@ -244,9 +246,10 @@ impl Plan {
             level,
             ttl_divisor: if unscaled { 1 } else { ttl_divisor },
             storm_ms,
-            calm_ms: 90_000,
+            calm_ms: 60_000,
             load_gap_ms: if unscaled { 60_000 } else { 300 + below(rng, 3_000) },
             fault_gap_ms: if unscaled { 120_000 } else { 500 + below(rng, 6_000) },
+            canary_s: if unscaled { 1_800 } else { 60 },
             faults,
             faulty,
             lies,

@@ -208,7 +208,7 @@ pub struct World {
 
 /// The configuration of a plan's nodes.
 fn config_of(plan: &Plan) -> Config {
-    let mut config = Config::default();
+    let mut config = Config { canary_s: plan.canary_s, ..Config::default() };
     let scale = |spec: &mut persona_fragments::ClassSpec| {
         spec.ttl /= plan.ttl_divisor;
         spec.level = plan.level;

@@ -10,11 +10,13 @@
 //! - [`Client`] is a peer: it joins, finds others, reads and puts records, listens to topics.
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "a client of its own, with its own clock and sockets")]
 
+#[cfg(feature = "client")]
 mod client;
 pub mod frame;
 pub mod gossip;
 pub mod head;
 
+#[cfg(feature = "client")]
 pub use client::{Client, ClientError, Message, Resolved, Served};
 
 /// SHA-256 over several byte strings, one after the other.
