@@ -28,6 +28,8 @@ const HOUSE: &[(&str, &[&str])] = &[
     ),
     // Written from docs/spec/wire.md alone: it would prove nothing if it knew us.
     ("persona-foreign", &[]),
+    // Judges the protocol, so it must not be the protocol: formats it has from the stranger, rules from the documents.
+    ("persona-audit", &["persona-foreign"]),
 ];
 
 /// The crates that decide and never act, and where their code is.
