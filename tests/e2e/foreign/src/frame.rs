@@ -74,6 +74,11 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// What was not read yet: before and after a value, to cut out the bytes between.
+    pub const fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+
     /// The next `count` bytes.
     ///
     /// # Errors

@@ -217,7 +217,8 @@ pub fn leaf_hash(manifest: &Manifest, manifest_hash: &[u8; 32], index: u8) -> [u
     sha256(&[&[0x00], LEAF_LABEL, &leaf.finish()])
 }
 
-fn climb(hash: [u8; 32], position: u16, batch: u16, path: &[[u8; 32]]) -> Option<[u8; 32]> {
+/// The root that a leaf's `hash` leads to; `None`: the path is not one of that place in a tree of that size.
+pub fn climb(hash: [u8; 32], position: u16, batch: u16, path: &[[u8; 32]]) -> Option<[u8; 32]> {
     if position >= batch || batch > BATCH_LEAVES_MAX {
         return None;
     }
@@ -235,7 +236,11 @@ fn climb(hash: [u8; 32], position: u16, batch: u16, path: &[[u8; 32]]) -> Option
 }
 
 impl Version {
-    fn read(reader: &mut Reader<'_>) -> Result<Self, FrameError> {
+    /// Reads a version out of a frame.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn read(reader: &mut Reader<'_>) -> Result<Self, FrameError> {
         Ok(Self { term: reader.u64()?, device: reader.array()?, seq: reader.u64()? })
     }
 
@@ -248,6 +253,22 @@ impl Version {
     }
 }
 
+impl Ack {
+    /// Reads an ack out of a frame.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn read(reader: &mut Reader<'_>) -> Result<Self, FrameError> {
+        Ok(Self {
+            index: reader.u8()?,
+            position: reader.u16()?,
+            batch: reader.u16()?,
+            path: reader.list(Reader::array)?,
+            signature: reader.array()?,
+        })
+    }
+}
+
 impl Head {
     /// Reads a head.
     ///
@@ -256,15 +277,7 @@ impl Head {
     pub fn decode(value: &[u8]) -> Result<Self, HeadError> {
         let mut reader = Reader::open(value)?;
         let (body, signature) = (reader.bytes()?.to_vec(), reader.array()?);
-        let acks = reader.list(|reader| {
-            Ok(Ack {
-                index: reader.u8()?,
-                position: reader.u16()?,
-                batch: reader.u16()?,
-                path: reader.list(Reader::array)?,
-                signature: reader.array()?,
-            })
-        })?;
+        let acks = reader.list(Ack::read)?;
         let handover = reader.option(Reader::bytes)?;
         reader.finish()?;
         if handover.is_some() { Err(HeadError::Handover) } else { Ok(Self { body, signature, acks }) }

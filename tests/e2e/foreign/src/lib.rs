@@ -30,7 +30,7 @@ pub(crate) fn sha256(parts: &[&[u8]]) -> [u8; 32] {
 }
 
 /// Whether `signature` is that of `key` over `message`, judged strictly (docs/spec/wire.md#signing).
-pub(crate) fn verifies(key: &[u8; 32], message: &[u8], signature: &[u8; 64]) -> bool {
+pub fn verifies(key: &[u8; 32], message: &[u8], signature: &[u8; 64]) -> bool {
     let Ok(key) = ed25519_dalek::VerifyingKey::from_bytes(key) else { return false };
     key.verify_strict(message, &ed25519_dalek::Signature::from_bytes(signature)).is_ok()
 }

@@ -1,0 +1,221 @@
+//! Frames of requests and answers, and rows of a holder's tables, read by hand (docs/spec/quorum.md#messages, docs/spec/quorum.md#records).
+//!
+//! A frame is read once, and what is in it is borrowed: manifests and acks are looked up in the [book](crate::book) by their bytes.
+
+use persona_foreign::{
+    frame::{FrameError, Reader},
+    head::Version,
+};
+
+/// The most requests in a frame.
+pub(crate) const REQUESTS_MAX: usize = 64;
+
+/// A manifest as it travels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RawManifest<'a> {
+    pub body: &'a [u8],
+    pub signature: [u8; 64],
+}
+
+/// A certified head as it travels; `acks` is the list of its acks, its length included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RawHead<'a> {
+    pub manifest: RawManifest<'a>,
+    pub acks: &'a [u8],
+    pub handover: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum RawRequest<'a> {
+    Prepare { manifest: RawManifest<'a>, index: u8, shard: Option<&'a [u8]> },
+    Commit { head: RawHead<'a> },
+    Head { key: [u8; 32] },
+    Shard { key: [u8; 32], version: Version },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum RawResponse<'a> {
+    /// The ack's bytes.
+    Acked(&'a [u8]),
+    NeedShard,
+    Committed,
+    Head {
+        committed: Option<RawHead<'a>>,
+        expired: Option<RawHead<'a>>,
+        prepared: Vec<(RawManifest<'a>, &'a [u8])>,
+    },
+    Shard,
+    Superseded(RawHead<'a>),
+    Absent,
+    Recovering,
+    Busy,
+    Fenced(RawHead<'a>),
+    Conflict,
+    Refused,
+}
+
+/// A row of table 2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RawPrepared<'a> {
+    Held { manifest: RawManifest<'a>, index: u8, received_ms: u64 },
+    Floor { manifest_hash: [u8; 32], until_ms: u64 },
+}
+
+/// The requests of a frame: at least one, at most [`REQUESTS_MAX`].
+pub(crate) fn requests(bytes: &[u8]) -> Result<Vec<RawRequest<'_>>, FrameError> {
+    let requests = whole(bytes, |reader| reader.list(request))?;
+    if (1..=REQUESTS_MAX).contains(&requests.len()) { Ok(requests) } else { Err(FrameError::Malformed) }
+}
+
+/// The answers of a frame.
+pub(crate) fn responses(bytes: &[u8]) -> Result<Vec<RawResponse<'_>>, FrameError> {
+    whole(bytes, |reader| reader.list(response))
+}
+
+/// A certified head that is a frame of its own.
+pub(crate) fn certified_head(bytes: &[u8]) -> Result<RawHead<'_>, FrameError> {
+    whole(bytes, head)
+}
+
+/// A row of table 7: the manifest of a put that was begun.
+pub(crate) fn intent(bytes: &[u8]) -> Result<RawManifest<'_>, FrameError> {
+    whole(bytes, manifest)
+}
+
+/// A row of table 2.
+pub(crate) fn prepared_row(bytes: &[u8]) -> Result<RawPrepared<'_>, FrameError> {
+    whole(bytes, |reader| {
+        Ok(match reader.variant(2)? {
+            0 => RawPrepared::Held { manifest: manifest(reader)?, index: reader.u8()?, received_ms: reader.u64()? },
+            _ => RawPrepared::Floor { manifest_hash: reader.array()?, until_ms: reader.u64()? },
+        })
+    })
+}
+
+/// A row of table 3: the head, and until when it is kept.
+pub(crate) fn head_row(bytes: &[u8]) -> Result<(RawHead<'_>, u64), FrameError> {
+    whole(bytes, |reader| {
+        let (head, _received_ms) = (head(reader)?, reader.u64()?);
+        Ok((head, reader.u64()?))
+    })
+}
+
+/// The key of a row of table 2.
+pub(crate) fn prepared_key(key: &[u8]) -> Option<([u8; 32], Version)> {
+    let (section, rest) = key.split_first_chunk::<32>()?;
+    let (term, rest) = rest.split_first_chunk::<8>()?;
+    let (device, seq) = rest.split_first_chunk::<32>()?;
+    let seq: [u8; 8] = seq.try_into().ok()?;
+    Some((*section, Version { term: u64::from_be_bytes(*term), device: *device, seq: u64::from_be_bytes(seq) }))
+}
+
+/// The key of a row of table 1: section, and hash of the shard.
+pub(crate) fn shard_key(key: &[u8]) -> Option<([u8; 32], [u8; 32])> {
+    let (section, hash) = key.split_first_chunk::<32>()?;
+    Some((*section, hash.try_into().ok()?))
+}
+
+fn whole<'a, T>(bytes: &'a [u8], read: impl FnOnce(&mut Reader<'a>) -> Result<T, FrameError>) -> Result<T, FrameError> {
+    let mut reader = Reader::open(bytes)?;
+    let value = read(&mut reader)?;
+    reader.finish()?;
+    Ok(value)
+}
+
+fn request<'a>(reader: &mut Reader<'a>) -> Result<RawRequest<'a>, FrameError> {
+    Ok(match reader.variant(4)? {
+        0 => RawRequest::Prepare { manifest: manifest(reader)?, index: reader.u8()?, shard: reader.option(Reader::bytes)? },
+        1 => RawRequest::Commit { head: head(reader)? },
+        2 => {
+            let key = reader.array()?;
+            let (_fence, _with_shard) = (reader.option(head)?, boolean(reader)?);
+            RawRequest::Head { key }
+        }
+        _ => RawRequest::Shard { key: reader.array()?, version: Version::read(reader)? },
+    })
+}
+
+fn response<'a>(reader: &mut Reader<'a>) -> Result<RawResponse<'a>, FrameError> {
+    Ok(match reader.variant(12)? {
+        0 => RawResponse::Acked(ack(reader)?),
+        1 => RawResponse::NeedShard,
+        2 => RawResponse::Committed,
+        3 => {
+            let (committed, expired) = (reader.option(head)?, reader.option(head)?);
+            let prepared = reader.list(|reader| Ok((manifest(reader)?, ack(reader)?)))?;
+            let _shard = reader.option(shard)?;
+            RawResponse::Head { committed, expired, prepared }
+        }
+        4 => {
+            shard(reader)?;
+            RawResponse::Shard
+        }
+        5 => RawResponse::Superseded(head(reader)?),
+        6 => RawResponse::Absent,
+        7 => RawResponse::Recovering,
+        8 => RawResponse::Busy,
+        9 => RawResponse::Fenced(head(reader)?),
+        10 => {
+            manifest(reader)?;
+            RawResponse::Conflict
+        }
+        _ => {
+            reader.variant(10)?;
+            RawResponse::Refused
+        }
+    })
+}
+
+fn manifest<'a>(reader: &mut Reader<'a>) -> Result<RawManifest<'a>, FrameError> {
+    Ok(RawManifest { body: reader.bytes()?, signature: reader.array()? })
+}
+
+fn head<'a>(reader: &mut Reader<'a>) -> Result<RawHead<'a>, FrameError> {
+    let manifest = manifest(reader)?;
+    let acks = cut(reader, |reader| {
+        for _ in 0..reader.u64()? {
+            ack(reader)?;
+        }
+        Ok(())
+    })?;
+    let handover = reader.option(Reader::bytes)?.is_some();
+    Ok(RawHead { manifest, acks, handover })
+}
+
+/// An ack's bytes.
+fn ack<'a>(reader: &mut Reader<'a>) -> Result<&'a [u8], FrameError> {
+    cut(reader, |reader| {
+        let (_index, _position, _batch) = (reader.u8()?, reader.u16()?, reader.u16()?);
+        let siblings = usize::try_from(reader.u64()?).ok().and_then(|count| count.checked_mul(32)).ok_or(FrameError::Malformed)?;
+        reader.take(siblings)?;
+        reader.take(64)?;
+        Ok(())
+    })
+}
+
+/// The acks of a certificate, one by one.
+pub(crate) fn acks(list: &[u8]) -> Result<Vec<&[u8]>, FrameError> {
+    let frame = [&[persona_foreign::frame::VERSION], list].concat();
+    let lengths = whole(&frame, |reader| reader.list(|reader| ack(reader).map(<[u8]>::len)))?;
+    let mut rest = &list[list.len() - lengths.iter().sum::<usize>()..];
+    let mut cut = |length| {
+        let (one, after) = rest.split_at(length);
+        rest = after;
+        one
+    };
+    Ok(lengths.into_iter().map(&mut cut).collect())
+}
+
+fn shard<'a>(reader: &mut Reader<'a>) -> Result<(u8, &'a [u8]), FrameError> {
+    Ok((reader.u8()?, reader.bytes()?))
+}
+
+fn boolean(reader: &mut Reader<'_>) -> Result<bool, FrameError> {
+    Ok(reader.option(|_| Ok(()))?.is_some()) // encoded alike: 0x00 or 0x01
+}
+
+fn cut<'a>(reader: &mut Reader<'a>, read: impl FnOnce(&mut Reader<'a>) -> Result<(), FrameError>) -> Result<&'a [u8], FrameError> {
+    let before = reader.rest();
+    read(reader)?;
+    Ok(&before[..before.len() - reader.rest().len()])
+}

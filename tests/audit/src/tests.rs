@@ -1,0 +1,715 @@
+//! For each promise a history that breaks it, and one that almost does.
+
+mod scene;
+
+use crate::{
+    codeword,
+    history::{Change, Event, GetOutcome, Machine, Mode, What},
+};
+use scene::*;
+
+fn down(scene: &mut Scene, machine: Machine) {
+    scene.see(What::Down { machine });
+}
+
+#[test]
+fn a_put_and_its_gets_break_nothing_and_a_file_of_them_reads_the_same() {
+    let mut scene = Scene::new();
+    let first = scene.put(1);
+    scene.get(READER, &first, Mode::Regular);
+    scene.get(READER, &first, Mode::Atomic);
+    let second = scene.put(2);
+    scene.get(READER + 1, &second, Mode::Any);
+    for line in &scene.lines {
+        let event: Event = serde_json::from_str(line).unwrap();
+        assert_eq!(serde_json::to_string(&event).unwrap(), *line);
+    }
+    assert!(scene.auditor.marks().values().all(|count| *count == 0), "{:?}", scene.auditor.marks());
+    scene.is_clean();
+}
+
+#[test]
+fn i1_what_is_returned_is_signed_certified_and_whole() {
+    let break_with = |alter: &dyn Fn(&Signed) -> (Vec<u8>, Vec<u8>)| {
+        let mut scene = Scene::new();
+        let put = scene.put(1);
+        let op = scene.get_begins(READER, Mode::Any);
+        let (head, content) = alter(&put);
+        scene.get_ends_with(op, head, &content, Mode::Any);
+        scene
+    };
+    break_with(&|put| (put.head_with(&[0, 1, 3]), CONTENT.to_vec())).is_clean(); // another certificate of the same manifest
+    break_with(&|put| (put.head(), b"be cruel".to_vec())).breaks("I1");
+    break_with(&|put| (put.head_with(&[0, 1]), CONTENT.to_vec())).breaks("I1");
+    break_with(&|put| (put.head_with(&[0, 1, 1]), CONTENT.to_vec())).breaks("I1");
+    break_with(&|_| (b"no head".to_vec(), CONTENT.to_vec())).breaks("I1");
+    break_with(&|put| {
+        let mut head = put.head();
+        let last = head.len() - 2; // in the last ack's signature
+        head[last] ^= 1;
+        (head, CONTENT.to_vec())
+    })
+    .breaks("I1");
+    break_with(&|put| {
+        let mut forged = put.clone();
+        forged.signature[0] ^= 1;
+        (forged.head(), CONTENT.to_vec())
+    })
+    .breaks("I1");
+    break_with(&|put| {
+        let mut other = put.manifest.clone();
+        other.name = b"card".to_vec(); // the key is not its hash any more
+        let other = signed(other, put.shards.clone());
+        (other.head(), CONTENT.to_vec())
+    })
+    .breaks("I1");
+}
+
+#[test]
+fn i2_a_poisoned_version_is_returned_to_nobody_and_a_sound_one_is_poisoned_to_nobody() {
+    let mut scene = Scene::new();
+    let sound = scene.manifest(1);
+    let mut manifest = sound.manifest.clone();
+    manifest.shard_hashes[3] = *blake3::hash(b"no parity of this").as_bytes();
+    let mut shards = sound.shards.clone();
+    shards[3] = b"no parity of this".to_vec();
+    let poisoned = signed(manifest, shards);
+    scene.put_at(WRITER, &poisoned, &HOLDERS);
+    scene.get_fails(READER, Mode::Regular, "poisoned");
+    assert!(scene.auditor.findings().is_empty(), "{:?}", scene.auditor.findings());
+    scene.get(READER + 1, &poisoned, Mode::Regular);
+    scene.breaks("I2");
+
+    let mut scene = Scene::new();
+    let put = scene.put(1);
+    scene.get_fails(READER, Mode::Regular, "poisoned");
+    scene.get(READER + 1, &put, Mode::Regular);
+    scene.breaks("I2");
+}
+
+#[test]
+fn i2_a_correct_owner_writes_one_manifest_of_a_version() {
+    let twice = |lost: bool, liar: bool| {
+        let mut scene = Scene::with_liars(if liar { &[WRITER] } else { &[] });
+        let first = scene.manifest(1);
+        let second = manifest_of(first.manifest.version, &HOLDERS, b"another content", scene.now_ms());
+        scene.asked(WRITER, 1, first.prepare(0, true));
+        if lost {
+            scene.see(What::DiskLost { machine: WRITER, noticed: false });
+        }
+        scene.asked(WRITER, 2, second.prepare(1, true));
+        scene
+    };
+    twice(false, false).breaks("I2");
+    twice(true, false).is_clean();
+    twice(false, true).is_clean();
+}
+
+#[test]
+fn i3_a_regular_get_is_not_behind_what_had_committed() {
+    let behind = |mode: Mode, label: Mode, liars: &[Machine], stale_ms: Option<u64>, wait_ms: u64| {
+        let mut scene = Scene::with_liars(liars);
+        let first = scene.put(1);
+        let second = scene.manifest(2);
+        let op = scene.put_begins(WRITER);
+        scene.prepare(WRITER, &second, &HOLDERS);
+        scene.commit(WRITER, &second, &HOLDERS);
+        let stale_until_ms = stale_ms.map(|millis| scene.now_ms() + millis);
+        scene.put_ends_until(op, &second, 1, stale_until_ms);
+        scene.wait_ms(wait_ms);
+        let op = scene.get_begins(READER, mode);
+        scene.get_ends(op, &first, label);
+        scene
+    };
+    behind(Mode::Regular, Mode::Regular, &[], None, 1).breaks("I3");
+    behind(Mode::Regular, Mode::Regular, &[2], None, 1).breaks("I3");
+    behind(Mode::Regular, Mode::Regular, &[], Some(5_000), 6_000).breaks("I3");
+    behind(Mode::Regular, Mode::Regular, &[], Some(5_000), 4_000).is_clean();
+    behind(Mode::Any, Mode::Any, &[], None, 1).is_clean();
+    behind(Mode::Any, Mode::Regular, &[], None, 1).breaks("I3"); // it says so
+    let beyond = behind(Mode::Regular, Mode::Regular, &[2, 3], None, 1);
+    assert_eq!(beyond.auditor.marks()["beyond-f"], 1);
+    beyond.is_clean();
+
+    let mut scene = Scene::new();
+    let first = scene.put(1);
+    let op = scene.get_begins(READER, Mode::Regular); // before the second had committed
+    scene.put(2);
+    scene.get_ends(op, &first, Mode::Regular);
+    scene.is_clean();
+
+    let mut scene = Scene::new();
+    let first = scene.put(1);
+    let op = scene.get_begins(READER, Mode::Regular);
+    scene.get_ends(op, &first, Mode::Any);
+    scene.breaks("I3"); // not labelled as it was asked for
+}
+
+#[test]
+fn i3_counts_holders_that_forgot_and_not_those_that_know_it() {
+    let lost = |noticed: bool| {
+        let mut scene = Scene::new();
+        let first = scene.put(1);
+        scene.put(2);
+        for machine in [1, 2] {
+            down(&mut scene, machine);
+            scene.see(What::DiskLost { machine, noticed });
+            scene.see(What::Up { machine });
+        }
+        scene.get(READER, &first, Mode::Regular);
+        scene
+    };
+    lost(true).breaks("I3");
+    lost(false).is_clean();
+}
+
+#[test]
+fn i4_nothing_is_returned_before_its_writer_let_go_of_it() {
+    let early = |intent: bool| {
+        let mut scene = Scene::new();
+        let put = scene.manifest(1);
+        if intent {
+            let value = [&[1][..], &put.prepare(0, false)[3..put.prepare(0, false).len() - 2]].concat();
+            scene.durable(WRITER, vec![Change { table: 7, key: key().to_vec(), value: Some(value) }]);
+        }
+        scene.get(READER, &put, Mode::Any);
+        scene
+    };
+    early(false).breaks("I4");
+    early(true).is_clean();
+}
+
+#[test]
+fn i5_atomic_gets_do_not_go_back_across_readers() {
+    let inversion = |first_label: Mode, second_label: Mode, overlap: bool| {
+        let mut scene = Scene::new();
+        let old = scene.put(1);
+        let new = scene.manifest(2);
+        scene.prepare(WRITER, &new, &HOLDERS);
+        scene.commit(WRITER, &new, &HOLDERS[..1]); // its put never ends
+        let early = overlap.then(|| scene.get_begins(READER + 1, Mode::Atomic));
+        let op = scene.get_begins(READER, Mode::Atomic);
+        scene.get_ends(op, &new, first_label);
+        let op = early.unwrap_or_else(|| scene.get_begins(READER + 1, Mode::Atomic));
+        scene.get_ends(op, &old, second_label);
+        scene
+    };
+    inversion(Mode::Atomic, Mode::Atomic, false).breaks("I5");
+    inversion(Mode::Regular, Mode::Atomic, false).is_clean();
+    inversion(Mode::Atomic, Mode::Regular, false).is_clean();
+    inversion(Mode::Atomic, Mode::Atomic, true).is_clean();
+}
+
+#[test]
+fn i6_a_reader_never_goes_back_in_any_mode() {
+    let back = |other_reader: bool, lost: bool, wait_ms: u64| {
+        let mut scene = Scene::new();
+        let old = scene.put(1);
+        let new = scene.manifest(2);
+        scene.prepare(WRITER, &new, &HOLDERS);
+        scene.get(READER, &new, Mode::Any);
+        down(&mut scene, READER);
+        if lost {
+            scene.see(What::DiskLost { machine: READER, noticed: true });
+        }
+        scene.see(What::Up { machine: READER });
+        scene.wait_ms(wait_ms);
+        scene.get(READER + Machine::from(other_reader), &old, Mode::Any);
+        scene
+    };
+    back(false, false, 1).breaks("I6");
+    back(true, false, 1).is_clean();
+    back(false, true, 1).is_clean();
+    assert_eq!(back(false, false, TTL_MS + 20_000).broken(), ["I10"], "too old to bind, and to be returned");
+}
+
+#[test]
+fn i7_what_committed_survives_as_many_losses_as_were_promised() {
+    // n = 4, k = 2, all placed: level 3, two losses.
+    let losing = |rot: Option<Machine>, lost: &[Machine], dropped: &[Machine]| {
+        let mut scene = Scene::new();
+        let put = scene.put(1);
+        for machine in lost {
+            scene.see(What::DiskLost { machine: *machine, noticed: true });
+        }
+        if let Some(machine) = rot {
+            scene.see(What::Rot { machine, table: 1, key: put.shard_key(machine as u8 - 1) });
+        }
+        for machine in dropped {
+            let index = *machine as u8 - 1;
+            let until_ms = put.manifest.issued_at_ms + TTL_MS + 10_000;
+            scene.durable(*machine, vec![put.shard_gone(index), put.floor(until_ms)]);
+        }
+        scene
+    };
+    losing(None, &[1, 2], &[]).is_clean();
+    losing(None, &[1, 2, 3], &[]).is_clean(); // more than was promised
+    losing(Some(3), &[1, 2], &[]).is_clean(); // three losses: more than was promised
+    assert_eq!(losing(None, &[1, 2], &[3]).broken(), ["I11", "I7"], "two losses are covered, and somebody threw a shard away");
+    assert_eq!(losing(None, &[1], &[3]).broken(), ["I11"], "two are left");
+
+    let mut scene = Scene::new();
+    let put = scene.manifest(1);
+    let op = scene.put_begins(WRITER);
+    scene.prepare(WRITER, &put, &HOLDERS[..3]);
+    scene.commit(WRITER, &put, &HOLDERS[..3]);
+    scene.put_ends(op, &put, 2);
+    scene.see(What::DiskLost { machine: 1, noticed: true });
+    scene.is_clean(); // two of the three that were placed
+}
+
+#[test]
+fn i7_ends_with_a_newer_certified_version_and_with_the_life() {
+    let mut scene = Scene::new();
+    let first = scene.put(1);
+    scene.put(2);
+    scene.wait_ms(11_000);
+    for machine in HOLDERS {
+        let index = machine as u8 - 1;
+        let until_ms = first.manifest.issued_at_ms + TTL_MS + 10_000;
+        scene.durable(machine, vec![first.floor(until_ms)]);
+        let _ = index;
+    }
+    scene.is_clean();
+
+    let mut scene = Scene::new();
+    let put = scene.put(1);
+    scene.wait_ms(TTL_MS + 10_500);
+    for machine in HOLDERS {
+        scene.durable(machine, vec![put.shard_gone(machine as u8 - 1), put.gone()]);
+    }
+    scene.is_clean();
+}
+
+#[test]
+fn i8_a_correct_holder_acks_one_manifest_of_a_version() {
+    let twice = |liars: &[Machine], lost: bool, noticed: bool| {
+        let mut scene = Scene::with_liars(liars);
+        let first = scene.manifest(1);
+        let second = manifest_of(first.manifest.version, &HOLDERS, b"another content", scene.now_ms());
+        scene.prepare(WRITER, &first, &[1]);
+        if lost {
+            down(&mut scene, 1);
+            scene.see(What::DiskLost { machine: 1, noticed });
+            scene.see(What::Up { machine: 1 });
+        }
+        scene.prepare(WRITER, &second, &[1]);
+        scene
+    };
+    twice(&[WRITER], false, false).breaks("I8");
+    twice(&[WRITER, 1], false, false).is_clean();
+    twice(&[WRITER], true, false).is_clean();
+    twice(&[WRITER], true, true).is_clean();
+}
+
+#[test]
+fn i8_one_version_is_certified_once_by_one_holder_set() {
+    let certified = |liars: &[Machine], others: &[Machine]| {
+        let mut scene = Scene::with_liars(liars);
+        let first = scene.manifest(1);
+        let second = manifest_of(first.manifest.version, others, b"another content", scene.now_ms());
+        scene.asked(WRITER, 9, first.commit());
+        scene.asked(WRITER, 9, second.commit());
+        scene
+    };
+    certified(&[WRITER], &HOLDERS).breaks("I8");
+    certified(&[WRITER, 1], &HOLDERS).breaks("I8");
+    certified(&[WRITER, 1, 2], &HOLDERS).is_clean();
+    certified(&[WRITER], &OTHERS).is_clean();
+}
+
+#[test]
+fn i9_an_ack_is_of_what_is_durable() {
+    let acked = |writes: &dyn Fn(&Signed) -> Vec<Change>, liars: &[Machine]| {
+        let mut scene = Scene::with_liars(liars);
+        let put = scene.manifest(1);
+        let frame = scene.asked(WRITER, 1, put.prepare(0, true));
+        scene.durable(1, writes(&put));
+        scene.see(What::Answered { frame, from: 1, bytes: put.acked(0) });
+        scene
+    };
+    acked(&|put| vec![put.shard(0), put.held(0, WALL_MS)], &[]).is_clean();
+    acked(&|put| vec![put.held(0, WALL_MS)], &[]).breaks("I9");
+    acked(&|put| vec![put.shard(1), put.held(0, WALL_MS)], &[]).breaks("I9");
+    acked(&|put| vec![put.shard(0)], &[]).breaks("I9");
+    acked(&|_| vec![], &[1]).is_clean();
+    acked(
+        &|put| {
+            let torn = Change { value: Some(b"torn".to_vec()), ..put.shard(0) };
+            vec![torn, put.held(0, WALL_MS)]
+        },
+        &[],
+    )
+    .breaks("I9");
+
+    let mut scene = Scene::new();
+    let put = scene.manifest(1);
+    scene.exchange(READER, 1, asks_head(), put.answers_prepared(0));
+    scene.breaks("I9");
+    let mut scene = Scene::new();
+    let put = scene.manifest(1);
+    scene.prepare(WRITER, &put, &[1]);
+    scene.exchange(READER, 1, asks_head(), put.answers_prepared(0));
+    assert_eq!(scene.auditor.marks()["uncertified"], 1);
+    scene.is_clean();
+}
+
+#[test]
+fn i9_a_confirmation_is_of_what_is_durable() {
+    let confirmed = |row: bool, answer: Vec<u8>| {
+        let mut scene = Scene::new();
+        let put = scene.manifest(1);
+        scene.prepare(WRITER, &put, &HOLDERS);
+        if row {
+            scene.durable(1, vec![put.head_row()]);
+        }
+        scene.exchange(WRITER, 1, put.commit(), answer);
+        scene.exchange(READER, 1, asks_head(), if row { put.answers_head() } else { answers(7) });
+        scene
+    };
+    confirmed(true, answers(COMMITTED)).is_clean();
+    confirmed(false, answers(COMMITTED)).breaks("I9");
+    let busy = confirmed(false, answers(8));
+    assert_eq!((busy.auditor.marks()["busy"], busy.auditor.marks()["recovering"]), (1, 1));
+    busy.is_clean();
+
+    let mut scene = Scene::new();
+    let put = scene.manifest(1);
+    scene.prepare(WRITER, &put, &HOLDERS);
+    scene.exchange(READER, 1, asks_head(), put.answers_head());
+    scene.breaks("I9");
+}
+
+#[test]
+fn i10_nothing_is_answered_served_or_returned_after_its_life() {
+    let late = |wait_ms: u64, ahead_ms: i64, step: &dyn Fn(&mut Scene, &Signed)| {
+        let mut scene = Scene::new();
+        let put = scene.put(1);
+        scene.wait_ms(wait_ms);
+        scene.see(What::Skew { machine: 1, ahead_ms });
+        scene.see(What::Skew { machine: READER, ahead_ms });
+        scene.wait_ms(3_000);
+        step(&mut scene, &put);
+        scene
+    };
+    let head = |scene: &mut Scene, put: &Signed| scene.exchange(READER, 1, asks_head(), put.answers_head());
+    let shard = |scene: &mut Scene, put: &Signed| scene.exchange(READER, 1, put.asks_shard(), put.answers_shard(0));
+    let serves = |scene: &mut Scene, put: &Signed| scene.see(What::Serves { machine: 1, key: key(), record: Some(put.head()) });
+    let get = |scene: &mut Scene, put: &Signed| scene.get(READER, put, Mode::Any);
+    let steps: [&dyn Fn(&mut Scene, &Signed); 4] = [&head, &shard, &serves, &get];
+    for step in steps {
+        late(TTL_MS + 9_000, 0, step).breaks("I10");
+        late(TTL_MS + 5_000, 0, step).is_clean();
+        late(TTL_MS + 5_000, 5_000, step).breaks("I10"); // by its own clock
+        late(TTL_MS + 9_000, -5_000, step).is_clean(); // by its own clock
+        late(TTL_MS + 20_000, -9_999, step).breaks("I10"); // whatever it shows
+    }
+}
+
+#[test]
+fn i11_a_version_is_dropped_by_the_rules_alone() {
+    let dropped = |newer: bool, wait_ms: u64, to_floor: bool| {
+        let mut scene = Scene::new();
+        let first = scene.put(1);
+        if newer {
+            scene.put(2);
+        } else {
+            let second = scene.manifest(2);
+            scene.prepare(WRITER, &second, &HOLDERS); // seen, but not certified there
+        }
+        scene.wait_ms(wait_ms);
+        let until_ms = first.manifest.issued_at_ms + TTL_MS + 10_000;
+        scene.durable(4, vec![if to_floor { first.floor(until_ms) } else { first.gone() }]);
+        scene
+    };
+    dropped(true, 10_500, true).is_clean();
+    dropped(true, 9_000, true).breaks("I11");
+    dropped(false, 60_000, true).breaks("I11");
+    dropped(true, 10_500, false).breaks("I11"); // it must remember which it was
+    dropped(false, TTL_MS + 12_000, false).is_clean();
+
+    let mut scene = Scene::new();
+    let put = scene.manifest(1);
+    scene.prepare(WRITER, &put, &HOLDERS);
+    scene.auditor.aborted(key(), put.manifest.version);
+    scene.durable(1, vec![put.shard_gone(0), put.floor(put.manifest.issued_at_ms + TTL_MS + 10_000)]);
+    scene.is_clean();
+
+    let mut scene = Scene::new();
+    let put = scene.manifest(1);
+    scene.prepare(WRITER, &put, &HOLDERS);
+    scene.durable(1, vec![put.shard_gone(0)]);
+    scene.breaks("I11"); // the bytes alone
+
+    let mut scene = Scene::new();
+    scene.put(1);
+    let second = scene.put(2);
+    scene.durable(1, vec![Change { table: 3, key: key().to_vec(), value: None }]);
+    let _ = second;
+    scene.breaks("I11"); // the head
+}
+
+#[test]
+fn i12_no_lower_host_commits_after_a_higher_one() {
+    let raced = |began_before: bool, stale: bool, liars: &[Machine]| {
+        let mut scene = Scene::with_liars(liars);
+        let low = scene.manifest_by(1, 1, &HOLDERS);
+        let high = scene.manifest_by(2, 1, &OTHERS);
+        let low_op = scene.put_begins(WRITER);
+        scene.prepare(WRITER, &low, &HOLDERS);
+        if began_before {
+            scene.commit(WRITER, &low, &HOLDERS[..1]);
+        }
+        scene.put_at(OTHER, &high, &OTHERS);
+        scene.commit(WRITER, &low, if began_before { &HOLDERS[1..] } else { &HOLDERS });
+        let stale_until_ms = stale.then(|| scene.now_ms() + TTL_MS);
+        scene.put_ends_until(low_op, &low, 2, stale_until_ms);
+        scene
+    };
+    raced(false, false, &[]).breaks("I12");
+    raced(true, false, &[]).is_clean();
+    raced(false, true, &[]).is_clean();
+    raced(false, false, &[1]).breaks("I12");
+    raced(false, false, &[1, 2]).is_clean();
+}
+
+#[test]
+fn i12_a_holder_takes_nothing_of_a_lower_host_behind_a_higher_one() {
+    let after = |fence: bool, head: bool, higher: u64| {
+        let mut scene = Scene::new();
+        let low = scene.manifest_by(2, 1, &HOLDERS);
+        let high = scene.manifest_by(higher, 1, &HOLDERS);
+        if fence {
+            scene.durable(1, vec![Change { table: 4, key: OWNER.to_vec(), value: Some(high.head()) }]);
+        } else if head {
+            scene.durable(1, vec![high.head_row()]);
+        } else {
+            scene.store(&high, 1);
+        }
+        scene.prepare(OTHER, &low, &[1]);
+        scene
+    };
+    for (fence, head) in [(true, false), (false, true), (false, false)] {
+        after(fence, head, 3).breaks("I12");
+        after(fence, head, 1).is_clean();
+    }
+
+    let mut scene = Scene::new();
+    let (low, high) = (scene.manifest_by(1, 1, &HOLDERS), scene.manifest_by(2, 1, &OTHERS));
+    scene.prepare(WRITER, &low, &HOLDERS);
+    scene.durable(1, vec![Change { table: 4, key: OWNER.to_vec(), value: Some(high.head()) }]);
+    scene.exchange(WRITER, 2, low.commit(), answers(8));
+    scene.commit(WRITER, &low, &[1]);
+    scene.breaks("I12"); // a confirmation behind the fence
+}
+
+#[test]
+fn i13_uncommitted_versions_and_frames_are_bounded() {
+    let crowd = |count: u64, certified: bool| {
+        let mut scene = Scene::new();
+        for seq in 1..=count {
+            let put = scene.manifest(seq);
+            scene.prepare(WRITER, &put, &[1]);
+            if certified && seq == 2 {
+                scene.durable(1, vec![put.head_row()]);
+            }
+        }
+        scene
+    };
+    crowd(3, false).is_clean();
+    crowd(4, false).breaks("I13");
+    crowd(5, true).is_clean();
+    crowd(6, true).breaks("I13");
+
+    let frame = |requests: usize, from: Machine| {
+        let mut scene = Scene::with_liars(&[1]);
+        let one = asks_head();
+        let many = [&[1, requests as u8][..], &one[2..].repeat(requests)].concat();
+        scene.asked(from, 2, many);
+        scene
+    };
+    frame(64, READER).is_clean();
+    frame(65, READER).breaks("I13");
+    frame(65, 1).is_clean();
+    let mut scene = Scene::new();
+    let frame = scene.asked(READER, 1, asks_head());
+    scene.see(What::Answered { frame, from: 1, bytes: vec![1, 2, 6, 6] });
+    scene.breaks("I13");
+}
+
+#[test]
+fn i14_what_was_begun_ends_and_gets_succeed_again() {
+    let healed = |step: &dyn Fn(&mut Scene, &Signed)| {
+        let mut scene = Scene::new();
+        let put = scene.put(1);
+        scene.see(What::Heals);
+        scene.wait_ms(31_000);
+        step(&mut scene, &put);
+        scene.see(What::Ends);
+        scene
+    };
+    healed(&|scene, put| scene.get(READER, put, Mode::Regular)).is_clean();
+    healed(&|scene, _| {
+        scene.get_begins(READER, Mode::Any);
+    })
+    .breaks("I14");
+    healed(&|scene, _| {
+        scene.get_begins(READER, Mode::Any);
+        down(scene, READER);
+    })
+    .is_clean();
+    healed(&|scene, _| scene.get_fails(READER, Mode::Regular, "quorum-unreachable")).breaks("I14");
+    healed(&|scene, _| scene.get_fails(READER, Mode::Any, "unavailable")).is_clean();
+    healed(&|scene, _| {
+        down(scene, 1);
+        scene.get_fails(READER, Mode::Regular, "quorum-unreachable");
+    })
+    .breaks("I14");
+    healed(&|scene, _| {
+        down(scene, 1);
+        down(scene, 2);
+        scene.get_fails(READER, Mode::Regular, "quorum-unreachable");
+    })
+    .is_clean();
+
+    let mut scene = Scene::new();
+    scene.put(1);
+    scene.get_begins(READER, Mode::Any);
+    scene.see(What::Ends);
+    scene.is_clean(); // nothing had healed
+}
+
+#[test]
+fn i14_every_shard_is_placed_in_the_end() {
+    let placed = |holders: &[Machine], liars: &[Machine], wait_ms: u64, writer_up: bool| {
+        let mut scene = Scene::with_liars(liars);
+        scene.see(What::Heals);
+        let put = scene.manifest(1);
+        let op = scene.put_begins(WRITER);
+        scene.prepare(WRITER, &put, holders);
+        scene.commit(WRITER, &put, &HOLDERS);
+        scene.put_ends(op, &put, 2);
+        if !writer_up {
+            down(&mut scene, WRITER);
+        }
+        scene.wait_ms(wait_ms);
+        scene.see(What::Ends);
+        scene
+    };
+    placed(&HOLDERS, &[], 20_000, true).is_clean();
+    placed(&HOLDERS[..3], &[], 20_000, true).breaks("I14");
+    placed(&HOLDERS[..3], &[4], 20_000, true).is_clean();
+    placed(&HOLDERS[..3], &[], 10_000, true).is_clean();
+    placed(&HOLDERS[..3], &[], 20_000, false).is_clean();
+}
+
+#[test]
+fn i16_nothing_is_called_committed_without_acks_confirmations_and_older_sets() {
+    let committed = |acks: usize, confirmed: usize, level: u8| {
+        let mut scene = Scene::new();
+        let put = scene.manifest(1);
+        let op = scene.put_begins(WRITER);
+        scene.prepare(WRITER, &put, &HOLDERS[..acks]);
+        scene.commit(WRITER, &put, &HOLDERS[..confirmed]);
+        scene.put_ends(op, &put, level);
+        scene
+    };
+    committed(3, 3, 2).is_clean();
+    committed(4, 3, 3).is_clean();
+    committed(4, 2, 3).breaks("I16");
+    committed(3, 3, 3).breaks("I16"); // three shards do not give level 3
+    assert!(committed(2, 3, 1).broken().contains(&"I16"));
+
+    let mut scene = Scene::new();
+    let put = scene.manifest(1);
+    let op = scene.put_begins(WRITER);
+    scene.put_ends(op, &put, 1);
+    scene.breaks("I16"); // nobody saw it
+
+    let mut scene = Scene::new();
+    let put = scene.manifest(1);
+    scene.prepare(WRITER, &put, &HOLDERS);
+    let short = put.head_with(&[0, 1]);
+    scene.asked(WRITER, 1, put.commit_of(&short));
+    scene.breaks("I16"); // sent as certified, and is not
+    let mut scene = Scene::new();
+    let put = scene.manifest(1);
+    scene.durable(1, vec![put.head_row_of(&put.head_with(&[0, 1]))]);
+    scene.breaks("I16"); // kept as certified, and is not
+
+    let moved = |told: usize, stale: bool| {
+        let mut scene = Scene::new();
+        let first = scene.put(1);
+        let second = scene.manifest_by(1, 2, &OTHERS).with_older(&first);
+        let op = scene.put_begins(WRITER);
+        scene.prepare(WRITER, &second, &OTHERS);
+        scene.commit(WRITER, &second, &OTHERS);
+        scene.commit(WRITER, &second, &HOLDERS[..told]);
+        let stale_until_ms = stale.then_some(first.manifest.issued_at_ms + TTL_MS + 10_000);
+        scene.put_ends_until(op, &second, 3, stale_until_ms);
+        scene
+    };
+    moved(3, false).is_clean();
+    moved(2, false).breaks("I16");
+    let stale = moved(2, true);
+    assert_eq!(stale.auditor.marks()["bounded-stale"], 1);
+    stale.is_clean();
+}
+
+#[test]
+fn i17_a_secret_is_found_wherever_it_stands() {
+    let secret = b"the plaintext of her quirks";
+    let told = |step: &dyn Fn(&mut Scene)| {
+        let mut scene = Scene::new();
+        scene.auditor.secret(secret);
+        step(&mut scene);
+        scene
+    };
+    let noise = |cut: usize| [b"....".as_slice(), &secret[..secret.len() - cut], b"...."].concat();
+    told(&|scene| scene.durable(1, vec![Change { table: 8, key: vec![1], value: Some(noise(1)) }])).is_clean();
+    told(&|scene| scene.durable(1, vec![Change { table: 8, key: vec![1], value: Some(noise(0)) }])).breaks("I17");
+    told(&|scene| {
+        let mut put = scene.manifest(1);
+        put.shards[0] = noise(0);
+        scene.asked(WRITER, 1, put.prepare(0, true));
+    })
+    .breaks("I17");
+}
+
+#[test]
+fn marks_are_counted_where_they_are_due() {
+    let mut scene = Scene::with_liars(&[OTHERS[0]]);
+    let put = scene.put(1);
+    scene.commit(READER, &put, &[1]);
+    scene.asked(READER, 2, put.prepare(1, true));
+    scene.exchange(WRITER, 2, put.prepare(1, false), answers(1));
+    scene.durable(OTHERS[1], vec![put.head_row()]);
+    scene.exchange(READER, OTHERS[1], asks_head(), put.answers_head());
+    scene.get_fails(READER, Mode::Any, "data-lost");
+    scene.get_fails(READER, Mode::Any, "fenced");
+    let marks: Vec<_> = scene.auditor.marks().iter().filter(|(_, count)| **count > 0).map(|(mark, count)| (*mark, *count)).collect();
+    assert_eq!(marks, [("data-lost", 1), ("fenced", 1), ("need-shard", 1), ("old-set", 1), ("repair-push", 1), ("write-back", 1)]);
+    scene.is_clean();
+}
+
+#[test]
+fn noise_from_liars_is_no_finding_and_no_crash() {
+    let mut scene = Scene::with_liars(&[1]);
+    let put = scene.put(1);
+    for cut in 0..put.commit().len() {
+        let frame = scene.asked(1, 2, put.commit()[..cut].to_vec());
+        scene.see(What::Answered { frame, from: 2, bytes: answers(6) });
+        let frame = scene.asked(READER, 1, asks_head());
+        scene.see(What::Answered { frame, from: 1, bytes: put.answers_head()[..cut.min(put.answers_head().len())].to_vec() });
+        scene.see(What::Heard { frame });
+    }
+    scene.see(What::GetEnds { op: 99, outcome: GetOutcome::Error { title: "busy".into() } });
+    scene.see(What::Durable { machine: 77, writes: Vec::new() });
+    scene.is_clean();
+}
+
+#[test]
+fn shards_reach_the_hashes() {
+    let shards = codeword::shards(CONTENT, 4, 2);
+    assert_eq!([&shards[0][..], &shards[1]].concat(), CONTENT);
+}

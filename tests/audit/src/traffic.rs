@@ -1,0 +1,379 @@
+//! Frames, answers and what is served: I8, I9, I10, I12, I13, I16, I17 as far as they can be told from what a machine says.
+
+use persona_foreign::{frame::FRAME_BYTES_MAX, head::Version};
+
+use crate::{
+    auditor::{Auditor, LATE_MS, hex, host, mark, text},
+    book::{ManifestId, same_members},
+    decode::{self, RawHead, RawRequest, RawResponse},
+    disk::{Key, Row},
+    history::{Id, Machine},
+};
+
+/// Frames that are remembered until they are answered. When there are more, the oldest is forgotten: its answers are then not judged.
+const FRAMES_MAX: usize = 1 << 16;
+
+/// Answers to one frame that may be under way; further ones are judged, but heard by nobody.
+const ANSWERS_MAX: usize = 4;
+
+/// A frame of requests that was sent.
+pub(crate) struct Frame {
+    from: Machine,
+    to: [u8; 32],
+    requests: Vec<Asked>,
+    answers: Vec<Vec<Said>>,
+}
+
+/// A request, as far as its answer depends on it.
+enum Asked {
+    Prepare { id: Option<ManifestId>, index: u8 },
+    Commit { id: Option<ManifestId> },
+    Head { key: Key },
+    Shard { key: Key, version: Version },
+}
+
+/// What an answer said, for whoever hears it.
+enum Said {
+    Ack { id: ManifestId, index: u8 },
+    Committed { id: ManifestId },
+    Mark(&'static str),
+}
+
+impl Auditor {
+    /// I13: a frame has 1 to 64 requests and at most 2 MiB. I16: what is sent as certified is. I17: no secret in it.
+    pub(crate) fn asked(&mut self, frame: Id, from: Machine, to: &[u8; 32], bytes: &[u8]) {
+        self.keeps_secrets(from, "sent a frame", bytes);
+        let correct = self.is_correct(from);
+        let requests = match decode::requests(bytes) {
+            Ok(requests) => requests,
+            Err(error) if correct => {
+                let what = format!("machine {from} sent {} bytes that are no frame of 1 to 64 requests: {error}", bytes.len());
+                return self.find("I13", what);
+            }
+            Err(_) => return,
+        };
+        let requests = requests.into_iter().map(|request| self.request(from, correct, request)).collect();
+        if self.frames.len() >= FRAMES_MAX {
+            self.frames.pop_first();
+        }
+        self.frames.insert(frame, Frame { from, to: *to, requests, answers: Vec::new() });
+    }
+
+    fn request(&mut self, from: Machine, correct: bool, request: RawRequest<'_>) -> Asked {
+        match request {
+            RawRequest::Prepare { manifest, index, shard } => {
+                let id = self.learn(&manifest);
+                if let Some(id) = id {
+                    self.leaves(id, from);
+                    if shard.is_some() && self.book.get(id).writer.is_some_and(|writer| writer != from) {
+                        self.mark(mark::REPAIR_PUSH);
+                    }
+                }
+                Asked::Prepare { id, index }
+            }
+            RawRequest::Commit { head } => {
+                let head = self.learn_head(&head);
+                match head {
+                    Some((id, true)) => {
+                        self.leaves(id, from);
+                        let now_us = self.now_us;
+                        let known = self.book.get_mut(id);
+                        if known.writer == Some(from) {
+                            known.commit_began_us.get_or_insert(now_us);
+                        } else {
+                            self.mark(mark::WRITE_BACK);
+                        }
+                    }
+                    _ if correct => {
+                        let version = head.map_or(String::from("a version"), |(id, _)| self.name(id));
+                        self.find("I16", format!("machine {from} sent {version} as certified, and its certificate does not verify"));
+                    }
+                    _ => {}
+                }
+                Asked::Commit { id: head.map(|(id, _)| id) }
+            }
+            RawRequest::Head { key } => Asked::Head { key },
+            RawRequest::Shard { key, version } => Asked::Shard { key, version },
+        }
+    }
+
+    /// Judges what a machine says, and keeps it until it is heard.
+    pub(crate) fn answered(&mut self, frame: Id, from: Machine, bytes: &[u8]) {
+        self.keeps_secrets(from, "sent an answer", bytes);
+        let Some(mut state) = self.frames.remove(&frame) else { return };
+        if self.nodes.get(&from).is_some_and(|node| node.peer == state.to) {
+            let correct = self.is_correct(from);
+            match decode::responses(bytes) {
+                Ok(responses) if responses.len() == state.requests.len() => {
+                    let pairs = state.requests.iter().zip(&responses);
+                    let said = pairs.flat_map(|(request, response)| self.response(from, correct, request, response)).collect();
+                    if state.answers.len() < ANSWERS_MAX {
+                        state.answers.push(said);
+                    }
+                }
+                _ if correct => {
+                    let wanted = state.requests.len();
+                    let what = format!(
+                        "machine {from} answered {wanted} requests with {} bytes that are no frame of as many answers",
+                        bytes.len()
+                    );
+                    self.find("I13", what);
+                }
+                _ => {}
+            }
+        }
+        self.frames.insert(frame, state);
+    }
+
+    /// From now on whoever asked knows.
+    pub(crate) fn heard(&mut self, frame: Id) {
+        let Some(state) = self.frames.get_mut(&frame) else { return };
+        let (from, to, answers) = (state.from, state.to, std::mem::take(&mut state.answers));
+        for said in answers.into_iter().flatten() {
+            match said {
+                Said::Ack { id, index } => {
+                    if let Some(node) = self.nodes.get_mut(&from) {
+                        node.heard.entry(id).or_default().acks |= 1 << index;
+                    }
+                }
+                Said::Committed { id } => {
+                    if let Some(node) = self.nodes.get_mut(&from) {
+                        node.heard.entry(id).or_default().committed.insert(to);
+                    }
+                }
+                Said::Mark(mark) => self.mark(mark),
+            }
+        }
+    }
+
+    fn response(&mut self, from: Machine, correct: bool, request: &Asked, response: &RawResponse<'_>) -> Vec<Said> {
+        let mut said = Vec::new();
+        match (request, response) {
+            (Asked::Prepare { id: Some(id), index }, RawResponse::Acked(ack)) => match self.book.ack(*id, ack).filter(|is| is == index) {
+                Some(index) => {
+                    said.push(Said::Ack { id: *id, index });
+                    if correct {
+                        self.ack_is_honest(from, *id, index);
+                    }
+                }
+                None if correct => {
+                    let what = format!("machine {from} acked {} with an ack that does not verify", self.name(*id));
+                    self.find("I9", what);
+                }
+                None => {}
+            },
+            (Asked::Commit { id: Some(id) }, RawResponse::Committed) => {
+                said.push(Said::Committed { id: *id });
+                if correct {
+                    self.is_told(from, *id, "confirmed");
+                    self.is_not_fenced(from, *id);
+                }
+            }
+            (Asked::Commit { id: Some(id) }, RawResponse::Fenced(_)) if correct => self.is_told(from, *id, "was fenced from"),
+            (Asked::Head { key }, RawResponse::Head { committed, expired, prepared }) => {
+                if let Some(head) = committed {
+                    let id = self.head_is_honest(from, correct, key, head, "answered");
+                    if let Some(id) = id {
+                        if correct {
+                            self.is_in_time(from, id, "answered");
+                        }
+                        if !self.book.get(id).manifest.holders.contains(&self.nodes[&from].peer) {
+                            said.push(Said::Mark(mark::OLD_SET));
+                        }
+                    }
+                }
+                if let Some(head) = expired {
+                    self.head_is_honest(from, correct, key, head, "answered as expired");
+                    said.push(Said::Mark(mark::EXPIRED_HEAD));
+                }
+                for (manifest, ack) in prepared {
+                    let Some(id) = self.learn(manifest) else { continue };
+                    let index = self.book.ack(id, ack);
+                    if let Some(index) = index.filter(|_| correct) {
+                        self.ack_is_honest(from, id, index);
+                    }
+                    said.push(Said::Mark(mark::UNCERTIFIED));
+                }
+            }
+            (Asked::Shard { key, version }, RawResponse::Shard) if correct => self.shard_is_in_time(from, key, version),
+            (Asked::Shard { key, .. }, RawResponse::Superseded(head)) => {
+                let id = self.head_is_honest(from, correct, key, head, "answered");
+                if let Some(id) = id.filter(|_| correct) {
+                    self.is_in_time(from, id, "answered");
+                }
+                said.push(Said::Mark(mark::SUPERSEDED));
+            }
+            (_, RawResponse::NeedShard) => said.push(Said::Mark(mark::NEED_SHARD)),
+            (_, RawResponse::Busy) => said.push(Said::Mark(mark::BUSY)),
+            (_, RawResponse::Recovering) => said.push(Said::Mark(mark::RECOVERING)),
+            (_, RawResponse::Conflict) => said.push(Said::Mark(mark::CONFLICT)),
+            _ => {}
+        }
+        said
+    }
+
+    /// I8: a correct holder acks one manifest of a version, ever, unless its disk was lost. I9: it acks what is on its disk at that
+    /// moment, manifest and matching shard. (What it dropped a moment ago may still be acked by an answer on its way out, and what
+    /// rotted by a process that does not know.) I12: it acks nothing of a lower host once a fence, or a certified version, of a higher
+    /// host is on its disk.
+    fn ack_is_honest(&mut self, from: Machine, id: ManifestId, index: u8) {
+        let known = self.book.get(id);
+        let (key, version, owner, hash) = (known.manifest.key, known.version(), known.manifest.owner, known.hash);
+        let shard_hash = known.manifest.shard_hashes[usize::from(index)];
+        let (now_us, Some(node)) = (self.now_us, self.nodes.get_mut(&from)) else { return };
+        let first = *node.acked.entry((key, version)).or_insert(id);
+        let same = |other: ManifestId| self.book.get(other).hash == hash;
+        let mut found = Vec::new();
+        if !same(first) {
+            found.push(("I8", "acked a second manifest of"));
+        }
+        if known.manifest.holders[usize::from(index)] != node.peer {
+            found.push(("I9", "signed in another's place for"));
+        }
+        let just_dropped = |(at_us, _, _, dropped): &(u64, Key, Version, ManifestId)| now_us <= at_us + LATE_MS * 1000 && same(*dropped);
+        match node.disk.prepared.get(&(key, version)) {
+            Some(Row::Held { id: held, durable_us, .. }) if same(*held) => {
+                if node.disk.shards.get(&(key, shard_hash)).is_none_or(|shard| !shard.fits) && !node.behind_its_back {
+                    found.push(("I9", "acked without having the shard of"));
+                }
+                let fenced = node.disk.fences.get(&owner).is_some_and(|fence| fence.by > host(&version) && fence.since_us < *durable_us);
+                if fenced {
+                    found.push(("I12", "acked behind a fence"));
+                }
+            }
+            _ if node.behind_its_back || node.disk.dropped.iter().any(just_dropped) => {}
+            _ => found.push(("I9", "acked without having on its disk")),
+        }
+        for (invariant, what) in found {
+            let what = format!("machine {from} {what} {}", self.name(id));
+            self.find(invariant, what);
+        }
+    }
+
+    /// I9: `Committed`, and a head that is answered, say that this certified version or a higher one is durable here; so does `Fenced` in
+    /// answer to COMMIT.
+    fn is_told(&mut self, from: Machine, id: ManifestId, did: &str) {
+        let known = self.book.get(id);
+        let node = &self.nodes[&from];
+        if !node.behind_its_back && node.disk.told_at_least(&known.manifest.key, &known.version()).is_none() {
+            let what = format!("machine {from} {did} {}, and no head at or above it is on its disk", self.name(id));
+            self.find("I9", what);
+        }
+    }
+
+    /// I12: behind a fence of a higher host, or a certified version of one, no lower host's version is confirmed, unless it was durable
+    /// here before.
+    fn is_not_fenced(&mut self, from: Machine, id: ManifestId) {
+        let known = self.book.get(id);
+        let (version, node) = (known.version(), &self.nodes[&from]);
+        let Some(told) = node.disk.told_at_least(&known.manifest.key, &version) else { return };
+        let fence = node.disk.fences.get(&known.manifest.owner);
+        let fenced = fence.is_some_and(|fence| fence.by > host(&version) && fence.since_us < told.at_us);
+        if !node.behind_its_back && (fenced || host(&told.version) > host(&version)) {
+            let what = format!("machine {from} confirmed {}, and a higher host was here before", self.name(id));
+            self.find("I12", what);
+        }
+    }
+
+    /// I1 and I16: what a correct machine names as certified is certified, and of the section that it was asked for. I9: it is durable.
+    fn head_is_honest(&mut self, from: Machine, correct: bool, key: &Key, head: &RawHead<'_>, did: &str) -> Option<ManifestId> {
+        let learnt = self.learn_head(head);
+        if !correct {
+            return learnt.filter(|(_, certified)| *certified).map(|(id, _)| id);
+        }
+        match learnt {
+            Some((id, true)) => {
+                if self.book.get(id).manifest.key != *key {
+                    let what = format!("machine {from} {did} {} when asked for section {}", self.name(id), hex(&key[..4]));
+                    self.find("I1", what);
+                }
+                self.is_told(from, id, did);
+                Some(id)
+            }
+            _ => {
+                self.find("I16", format!("machine {from} {did} as certified of section {} what is not", hex(&key[..4])));
+                None
+            }
+        }
+    }
+
+    /// I10: nothing is answered or served whose life is over by the machine's clock, allowance included.
+    fn is_in_time(&mut self, from: Machine, id: ManifestId, did: &str) {
+        if self.is_over(&self.nodes[&from], self.book.get(id)) {
+            let what = format!("machine {from} {did} {} after its life was over", self.name(id));
+            self.find("I10", what);
+        }
+    }
+
+    fn shard_is_in_time(&mut self, from: Machine, key: &Key, version: &Version) {
+        let node = &self.nodes[&from];
+        let held = match node.disk.prepared.get(&(*key, *version)) {
+            Some(Row::Held { id, .. }) => vec![*id],
+            _ => self.sections.get(key).and_then(|section| section.manifests.get(version)).cloned().unwrap_or_default(),
+        };
+        if !held.is_empty() && held.iter().all(|id| self.is_over(node, self.book.get(*id))) {
+            let what =
+                format!("machine {from} gave its shard of version {} of section {} after its life was over", text(version), hex(&key[..4]));
+            self.find("I10", what);
+        }
+    }
+
+    /// I10 and I16 of what Kademlia is given: certified, of this section, and its life not over.
+    pub(crate) fn serves(&mut self, machine: Machine, key: &Key, record: Option<&[u8]>) {
+        let id = match record {
+            None => None,
+            Some(record) => {
+                self.keeps_secrets(machine, "served a record", record);
+                let head = decode::certified_head(record).ok();
+                let id = head.and_then(|head| self.learn_head(&head)).filter(|(_, certified)| *certified).map(|(id, _)| id);
+                let id = id.filter(|id| self.book.get(*id).manifest.key == *key);
+                if self.is_correct(machine) {
+                    match id {
+                        Some(id) => self.is_in_time(machine, id, "served"),
+                        None => {
+                            self.find("I16", format!("machine {machine} served what is no certified head of section {}", hex(&key[..4])))
+                        }
+                    }
+                }
+                id
+            }
+        };
+        if let Some(node) = self.nodes.get_mut(&machine) {
+            match id {
+                Some(id) => node.served.insert(*key, id),
+                None => node.served.remove(key),
+            };
+        }
+    }
+
+    /// I8: of one version and one holder set, one manifest is certified, while at most `f` of the set are faulty.
+    pub(crate) fn one_certificate(&mut self, id: ManifestId) {
+        let known = self.book.get(id);
+        let (key, version) = (known.manifest.key, known.version());
+        let others = self.sections.get(&key).and_then(|section| section.manifests.get(&version));
+        let rivals = |other: &&ManifestId| {
+            let other = self.book.get(**other);
+            other.hash != known.hash && other.certified() && same_members(&other.manifest.holders, &known.manifest.holders)
+        };
+        if others.is_none_or(|others| !others.iter().any(|other| rivals(&other))) {
+            return;
+        }
+        let forgetful = |peer: &&[u8; 32]| {
+            self.is_faulty(peer, known) || self.node_of(peer).is_some_and(|node| node.lost_us.is_some_and(|at_us| at_us >= known.first_us))
+        };
+        if known.manifest.holders.iter().filter(forgetful).count() > known.shape()[2] || self.beyond_f(&key, version, version) {
+            return self.mark(mark::BEYOND_F);
+        }
+        let what = format!("two manifests of {} are certified by one holder set", self.name(id));
+        self.find("I8", what);
+    }
+
+    /// I17: no registered secret in what leaves a machine or is stored.
+    pub(crate) fn keeps_secrets(&mut self, machine: Machine, did: &str, bytes: &[u8]) {
+        if let Some(secret) = self.secrets.found_in(bytes) {
+            self.find("I17", format!("machine {machine} {did} with secret {secret} in it"));
+        }
+    }
+}
+
+const _: () = assert!(FRAME_BYTES_MAX == 2 << 20, "longer frames do not decode, so that their length need not be looked at");
