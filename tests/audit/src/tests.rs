@@ -8,6 +8,12 @@ use crate::{
 };
 use scene::*;
 
+/// What a test does to a version before it is returned: head and content.
+type Alter<'a> = &'a dyn Fn(&Signed) -> (Vec<u8>, Vec<u8>);
+
+/// What happens in a scene that has one version.
+type Step<'a> = &'a dyn Fn(&mut Scene, &Signed);
+
 fn down(scene: &mut Scene, machine: Machine) {
     scene.see(What::Down { machine });
 }
@@ -25,12 +31,12 @@ fn a_put_and_its_gets_break_nothing_and_a_file_of_them_reads_the_same() {
         assert_eq!(serde_json::to_string(&event).unwrap(), *line);
     }
     assert!(scene.auditor.marks().values().all(|count| *count == 0), "{:?}", scene.auditor.marks());
-    scene.is_clean();
+    scene.breaks_nothing();
 }
 
 #[test]
 fn i1_what_is_returned_is_signed_certified_and_whole() {
-    let break_with = |alter: &dyn Fn(&Signed) -> (Vec<u8>, Vec<u8>)| {
+    let break_with = |alter: Alter<'_>| {
         let mut scene = Scene::new();
         let put = scene.put(1);
         let op = scene.get_begins(READER, Mode::Any);
@@ -38,7 +44,7 @@ fn i1_what_is_returned_is_signed_certified_and_whole() {
         scene.get_ends_with(op, head, &content, Mode::Any);
         scene
     };
-    break_with(&|put| (put.head_with(&[0, 1, 3]), CONTENT.to_vec())).is_clean(); // another certificate of the same manifest
+    break_with(&|put| (put.head_with(&[0, 1, 3]), CONTENT.to_vec())).breaks_nothing(); // another certificate of the same manifest
     break_with(&|put| (put.head(), b"be cruel".to_vec())).breaks("I1");
     break_with(&|put| (put.head_with(&[0, 1]), CONTENT.to_vec())).breaks("I1");
     break_with(&|put| (put.head_with(&[0, 1, 1]), CONTENT.to_vec())).breaks("I1");
@@ -101,8 +107,8 @@ fn i2_a_correct_owner_writes_one_manifest_of_a_version() {
         scene
     };
     twice(false, false).breaks("I2");
-    twice(true, false).is_clean();
-    twice(false, true).is_clean();
+    twice(true, false).breaks_nothing();
+    twice(false, true).breaks_nothing();
 }
 
 #[test]
@@ -124,19 +130,19 @@ fn i3_a_regular_get_is_not_behind_what_had_committed() {
     behind(Mode::Regular, Mode::Regular, &[], None, 1).breaks("I3");
     behind(Mode::Regular, Mode::Regular, &[2], None, 1).breaks("I3");
     behind(Mode::Regular, Mode::Regular, &[], Some(5_000), 6_000).breaks("I3");
-    behind(Mode::Regular, Mode::Regular, &[], Some(5_000), 4_000).is_clean();
-    behind(Mode::Any, Mode::Any, &[], None, 1).is_clean();
+    behind(Mode::Regular, Mode::Regular, &[], Some(5_000), 4_000).breaks_nothing();
+    behind(Mode::Any, Mode::Any, &[], None, 1).breaks_nothing();
     behind(Mode::Any, Mode::Regular, &[], None, 1).breaks("I3"); // it says so
     let beyond = behind(Mode::Regular, Mode::Regular, &[2, 3], None, 1);
     assert_eq!(beyond.auditor.marks()["beyond-f"], 1);
-    beyond.is_clean();
+    beyond.breaks_nothing();
 
     let mut scene = Scene::new();
     let first = scene.put(1);
     let op = scene.get_begins(READER, Mode::Regular); // before the second had committed
     scene.put(2);
     scene.get_ends(op, &first, Mode::Regular);
-    scene.is_clean();
+    scene.breaks_nothing();
 
     let mut scene = Scene::new();
     let first = scene.put(1);
@@ -160,7 +166,7 @@ fn i3_counts_holders_that_forgot_and_not_those_that_know_it() {
         scene
     };
     lost(true).breaks("I3");
-    lost(false).is_clean();
+    lost(false).breaks_nothing();
 }
 
 #[test]
@@ -176,7 +182,7 @@ fn i4_nothing_is_returned_before_its_writer_let_go_of_it() {
         scene
     };
     early(false).breaks("I4");
-    early(true).is_clean();
+    early(true).breaks_nothing();
 }
 
 #[test]
@@ -195,9 +201,9 @@ fn i5_atomic_gets_do_not_go_back_across_readers() {
         scene
     };
     inversion(Mode::Atomic, Mode::Atomic, false).breaks("I5");
-    inversion(Mode::Regular, Mode::Atomic, false).is_clean();
-    inversion(Mode::Atomic, Mode::Regular, false).is_clean();
-    inversion(Mode::Atomic, Mode::Atomic, true).is_clean();
+    inversion(Mode::Regular, Mode::Atomic, false).breaks_nothing();
+    inversion(Mode::Atomic, Mode::Regular, false).breaks_nothing();
+    inversion(Mode::Atomic, Mode::Atomic, true).breaks_nothing();
 }
 
 #[test]
@@ -218,8 +224,8 @@ fn i6_a_reader_never_goes_back_in_any_mode() {
         scene
     };
     back(false, false, 1).breaks("I6");
-    back(true, false, 1).is_clean();
-    back(false, true, 1).is_clean();
+    back(true, false, 1).breaks_nothing();
+    back(false, true, 1).breaks_nothing();
     assert_eq!(back(false, false, TTL_MS + 20_000).broken(), ["I10"], "too old to bind, and to be returned");
 }
 
@@ -242,9 +248,9 @@ fn i7_what_committed_survives_as_many_losses_as_were_promised() {
         }
         scene
     };
-    losing(None, &[1, 2], &[]).is_clean();
-    losing(None, &[1, 2, 3], &[]).is_clean(); // more than was promised
-    losing(Some(3), &[1, 2], &[]).is_clean(); // three losses: more than was promised
+    losing(None, &[1, 2], &[]).breaks_nothing();
+    losing(None, &[1, 2, 3], &[]).breaks_nothing(); // more than was promised
+    losing(Some(3), &[1, 2], &[]).breaks_nothing(); // three losses: more than was promised
     assert_eq!(losing(None, &[1, 2], &[3]).broken(), ["I11", "I7"], "two losses are covered, and somebody threw a shard away");
     assert_eq!(losing(None, &[1], &[3]).broken(), ["I11"], "two are left");
 
@@ -255,7 +261,7 @@ fn i7_what_committed_survives_as_many_losses_as_were_promised() {
     scene.commit(WRITER, &put, &HOLDERS[..3]);
     scene.put_ends(op, &put, 2);
     scene.see(What::DiskLost { machine: 1, noticed: true });
-    scene.is_clean(); // two of the three that were placed
+    scene.breaks_nothing(); // two of the three that were placed
 }
 
 #[test]
@@ -265,12 +271,10 @@ fn i7_ends_with_a_newer_certified_version_and_with_the_life() {
     scene.put(2);
     scene.wait_ms(11_000);
     for machine in HOLDERS {
-        let index = machine as u8 - 1;
         let until_ms = first.manifest.issued_at_ms + TTL_MS + 10_000;
         scene.durable(machine, vec![first.floor(until_ms)]);
-        let _ = index;
     }
-    scene.is_clean();
+    scene.breaks_nothing();
 
     let mut scene = Scene::new();
     let put = scene.put(1);
@@ -278,7 +282,7 @@ fn i7_ends_with_a_newer_certified_version_and_with_the_life() {
     for machine in HOLDERS {
         scene.durable(machine, vec![put.shard_gone(machine as u8 - 1), put.gone()]);
     }
-    scene.is_clean();
+    scene.breaks_nothing();
 }
 
 #[test]
@@ -297,9 +301,9 @@ fn i8_a_correct_holder_acks_one_manifest_of_a_version() {
         scene
     };
     twice(&[WRITER], false, false).breaks("I8");
-    twice(&[WRITER, 1], false, false).is_clean();
-    twice(&[WRITER], true, false).is_clean();
-    twice(&[WRITER], true, true).is_clean();
+    twice(&[WRITER, 1], false, false).breaks_nothing();
+    twice(&[WRITER], true, false).breaks_nothing();
+    twice(&[WRITER], true, true).breaks_nothing();
 }
 
 #[test]
@@ -314,8 +318,8 @@ fn i8_one_version_is_certified_once_by_one_holder_set() {
     };
     certified(&[WRITER], &HOLDERS).breaks("I8");
     certified(&[WRITER, 1], &HOLDERS).breaks("I8");
-    certified(&[WRITER, 1, 2], &HOLDERS).is_clean();
-    certified(&[WRITER], &OTHERS).is_clean();
+    certified(&[WRITER, 1, 2], &HOLDERS).breaks_nothing();
+    certified(&[WRITER], &OTHERS).breaks_nothing();
 }
 
 #[test]
@@ -328,11 +332,11 @@ fn i9_an_ack_is_of_what_is_durable() {
         scene.see(What::Answered { frame, from: 1, bytes: put.acked(0) });
         scene
     };
-    acked(&|put| vec![put.shard(0), put.held(0, WALL_MS)], &[]).is_clean();
+    acked(&|put| vec![put.shard(0), put.held(0, WALL_MS)], &[]).breaks_nothing();
     acked(&|put| vec![put.held(0, WALL_MS)], &[]).breaks("I9");
     acked(&|put| vec![put.shard(1), put.held(0, WALL_MS)], &[]).breaks("I9");
     acked(&|put| vec![put.shard(0)], &[]).breaks("I9");
-    acked(&|_| vec![], &[1]).is_clean();
+    acked(&|_| vec![], &[1]).breaks_nothing();
     acked(
         &|put| {
             let torn = Change { value: Some(b"torn".to_vec()), ..put.shard(0) };
@@ -351,7 +355,7 @@ fn i9_an_ack_is_of_what_is_durable() {
     scene.prepare(WRITER, &put, &[1]);
     scene.exchange(READER, 1, asks_head(), put.answers_prepared(0));
     assert_eq!(scene.auditor.marks()["uncertified"], 1);
-    scene.is_clean();
+    scene.breaks_nothing();
 }
 
 #[test]
@@ -367,11 +371,11 @@ fn i9_a_confirmation_is_of_what_is_durable() {
         scene.exchange(READER, 1, asks_head(), if row { put.answers_head() } else { answers(7) });
         scene
     };
-    confirmed(true, answers(COMMITTED)).is_clean();
+    confirmed(true, answers(COMMITTED)).breaks_nothing();
     confirmed(false, answers(COMMITTED)).breaks("I9");
     let busy = confirmed(false, answers(8));
     assert_eq!((busy.auditor.marks()["busy"], busy.auditor.marks()["recovering"]), (1, 1));
-    busy.is_clean();
+    busy.breaks_nothing();
 
     let mut scene = Scene::new();
     let put = scene.manifest(1);
@@ -382,7 +386,7 @@ fn i9_a_confirmation_is_of_what_is_durable() {
 
 #[test]
 fn i10_nothing_is_answered_served_or_returned_after_its_life() {
-    let late = |wait_ms: u64, ahead_ms: i64, step: &dyn Fn(&mut Scene, &Signed)| {
+    let late = |wait_ms: u64, ahead_ms: i64, step: Step<'_>| {
         let mut scene = Scene::new();
         let put = scene.put(1);
         scene.wait_ms(wait_ms);
@@ -396,12 +400,12 @@ fn i10_nothing_is_answered_served_or_returned_after_its_life() {
     let shard = |scene: &mut Scene, put: &Signed| scene.exchange(READER, 1, put.asks_shard(), put.answers_shard(0));
     let serves = |scene: &mut Scene, put: &Signed| scene.see(What::Serves { machine: 1, key: key(), record: Some(put.head()) });
     let get = |scene: &mut Scene, put: &Signed| scene.get(READER, put, Mode::Any);
-    let steps: [&dyn Fn(&mut Scene, &Signed); 4] = [&head, &shard, &serves, &get];
+    let steps: [Step<'_>; 4] = [&head, &shard, &serves, &get];
     for step in steps {
         late(TTL_MS + 9_000, 0, step).breaks("I10");
-        late(TTL_MS + 5_000, 0, step).is_clean();
+        late(TTL_MS + 5_000, 0, step).breaks_nothing();
         late(TTL_MS + 5_000, 5_000, step).breaks("I10"); // by its own clock
-        late(TTL_MS + 9_000, -5_000, step).is_clean(); // by its own clock
+        late(TTL_MS + 9_000, -5_000, step).breaks_nothing(); // by its own clock
         late(TTL_MS + 20_000, -9_999, step).breaks("I10"); // whatever it shows
     }
 }
@@ -422,18 +426,18 @@ fn i11_a_version_is_dropped_by_the_rules_alone() {
         scene.durable(4, vec![if to_floor { first.floor(until_ms) } else { first.gone() }]);
         scene
     };
-    dropped(true, 10_500, true).is_clean();
+    dropped(true, 10_500, true).breaks_nothing();
     dropped(true, 9_000, true).breaks("I11");
     dropped(false, 60_000, true).breaks("I11");
     dropped(true, 10_500, false).breaks("I11"); // it must remember which it was
-    dropped(false, TTL_MS + 12_000, false).is_clean();
+    dropped(false, TTL_MS + 12_000, false).breaks_nothing();
 
     let mut scene = Scene::new();
     let put = scene.manifest(1);
     scene.prepare(WRITER, &put, &HOLDERS);
     scene.auditor.aborted(key(), put.manifest.version);
     scene.durable(1, vec![put.shard_gone(0), put.floor(put.manifest.issued_at_ms + TTL_MS + 10_000)]);
-    scene.is_clean();
+    scene.breaks_nothing();
 
     let mut scene = Scene::new();
     let put = scene.manifest(1);
@@ -443,9 +447,8 @@ fn i11_a_version_is_dropped_by_the_rules_alone() {
 
     let mut scene = Scene::new();
     scene.put(1);
-    let second = scene.put(2);
+    scene.put(2);
     scene.durable(1, vec![Change { table: 3, key: key().to_vec(), value: None }]);
-    let _ = second;
     scene.breaks("I11"); // the head
 }
 
@@ -467,10 +470,10 @@ fn i12_no_lower_host_commits_after_a_higher_one() {
         scene
     };
     raced(false, false, &[]).breaks("I12");
-    raced(true, false, &[]).is_clean();
-    raced(false, true, &[]).is_clean();
+    raced(true, false, &[]).breaks_nothing();
+    raced(false, true, &[]).breaks_nothing();
     raced(false, false, &[1]).breaks("I12");
-    raced(false, false, &[1, 2]).is_clean();
+    raced(false, false, &[1, 2]).breaks_nothing();
 }
 
 #[test]
@@ -491,7 +494,7 @@ fn i12_a_holder_takes_nothing_of_a_lower_host_behind_a_higher_one() {
     };
     for (fence, head) in [(true, false), (false, true), (false, false)] {
         after(fence, head, 3).breaks("I12");
-        after(fence, head, 1).is_clean();
+        after(fence, head, 1).breaks_nothing();
     }
 
     let mut scene = Scene::new();
@@ -516,9 +519,9 @@ fn i13_uncommitted_versions_and_frames_are_bounded() {
         }
         scene
     };
-    crowd(3, false).is_clean();
+    crowd(3, false).breaks_nothing();
     crowd(4, false).breaks("I13");
-    crowd(5, true).is_clean();
+    crowd(5, true).breaks_nothing();
     crowd(6, true).breaks("I13");
 
     let frame = |requests: usize, from: Machine| {
@@ -528,9 +531,9 @@ fn i13_uncommitted_versions_and_frames_are_bounded() {
         scene.asked(from, 2, many);
         scene
     };
-    frame(64, READER).is_clean();
+    frame(64, READER).breaks_nothing();
     frame(65, READER).breaks("I13");
-    frame(65, 1).is_clean();
+    frame(65, 1).breaks_nothing();
     let mut scene = Scene::new();
     let frame = scene.asked(READER, 1, asks_head());
     scene.see(What::Answered { frame, from: 1, bytes: vec![1, 2, 6, 6] });
@@ -539,7 +542,7 @@ fn i13_uncommitted_versions_and_frames_are_bounded() {
 
 #[test]
 fn i14_what_was_begun_ends_and_gets_succeed_again() {
-    let healed = |step: &dyn Fn(&mut Scene, &Signed)| {
+    let healed = |step: Step<'_>| {
         let mut scene = Scene::new();
         let put = scene.put(1);
         scene.see(What::Heals);
@@ -548,7 +551,7 @@ fn i14_what_was_begun_ends_and_gets_succeed_again() {
         scene.see(What::Ends);
         scene
     };
-    healed(&|scene, put| scene.get(READER, put, Mode::Regular)).is_clean();
+    healed(&|scene, put| scene.get(READER, put, Mode::Regular)).breaks_nothing();
     healed(&|scene, _| {
         scene.get_begins(READER, Mode::Any);
     })
@@ -557,9 +560,9 @@ fn i14_what_was_begun_ends_and_gets_succeed_again() {
         scene.get_begins(READER, Mode::Any);
         down(scene, READER);
     })
-    .is_clean();
+    .breaks_nothing();
     healed(&|scene, _| scene.get_fails(READER, Mode::Regular, "quorum-unreachable")).breaks("I14");
-    healed(&|scene, _| scene.get_fails(READER, Mode::Any, "unavailable")).is_clean();
+    healed(&|scene, _| scene.get_fails(READER, Mode::Any, "unavailable")).breaks_nothing();
     healed(&|scene, _| {
         down(scene, 1);
         scene.get_fails(READER, Mode::Regular, "quorum-unreachable");
@@ -570,13 +573,13 @@ fn i14_what_was_begun_ends_and_gets_succeed_again() {
         down(scene, 2);
         scene.get_fails(READER, Mode::Regular, "quorum-unreachable");
     })
-    .is_clean();
+    .breaks_nothing();
 
     let mut scene = Scene::new();
     scene.put(1);
     scene.get_begins(READER, Mode::Any);
     scene.see(What::Ends);
-    scene.is_clean(); // nothing had healed
+    scene.breaks_nothing(); // nothing had healed
 }
 
 #[test]
@@ -596,11 +599,11 @@ fn i14_every_shard_is_placed_in_the_end() {
         scene.see(What::Ends);
         scene
     };
-    placed(&HOLDERS, &[], 20_000, true).is_clean();
+    placed(&HOLDERS, &[], 20_000, true).breaks_nothing();
     placed(&HOLDERS[..3], &[], 20_000, true).breaks("I14");
-    placed(&HOLDERS[..3], &[4], 20_000, true).is_clean();
-    placed(&HOLDERS[..3], &[], 10_000, true).is_clean();
-    placed(&HOLDERS[..3], &[], 20_000, false).is_clean();
+    placed(&HOLDERS[..3], &[4], 20_000, true).breaks_nothing();
+    placed(&HOLDERS[..3], &[], 10_000, true).breaks_nothing();
+    placed(&HOLDERS[..3], &[], 20_000, false).breaks_nothing();
 }
 
 #[test]
@@ -614,8 +617,8 @@ fn i16_nothing_is_called_committed_without_acks_confirmations_and_older_sets() {
         scene.put_ends(op, &put, level);
         scene
     };
-    committed(3, 3, 2).is_clean();
-    committed(4, 3, 3).is_clean();
+    committed(3, 3, 2).breaks_nothing();
+    committed(4, 3, 3).breaks_nothing();
     committed(4, 2, 3).breaks("I16");
     committed(3, 3, 3).breaks("I16"); // three shards do not give level 3
     assert!(committed(2, 3, 1).broken().contains(&"I16"));
@@ -649,11 +652,11 @@ fn i16_nothing_is_called_committed_without_acks_confirmations_and_older_sets() {
         scene.put_ends_until(op, &second, 3, stale_until_ms);
         scene
     };
-    moved(3, false).is_clean();
+    moved(3, false).breaks_nothing();
     moved(2, false).breaks("I16");
     let stale = moved(2, true);
     assert_eq!(stale.auditor.marks()["bounded-stale"], 1);
-    stale.is_clean();
+    stale.breaks_nothing();
 }
 
 #[test]
@@ -666,7 +669,7 @@ fn i17_a_secret_is_found_wherever_it_stands() {
         scene
     };
     let noise = |cut: usize| [b"....".as_slice(), &secret[..secret.len() - cut], b"...."].concat();
-    told(&|scene| scene.durable(1, vec![Change { table: 8, key: vec![1], value: Some(noise(1)) }])).is_clean();
+    told(&|scene| scene.durable(1, vec![Change { table: 8, key: vec![1], value: Some(noise(1)) }])).breaks_nothing();
     told(&|scene| scene.durable(1, vec![Change { table: 8, key: vec![1], value: Some(noise(0)) }])).breaks("I17");
     told(&|scene| {
         let mut put = scene.manifest(1);
@@ -689,7 +692,7 @@ fn marks_are_counted_where_they_are_due() {
     scene.get_fails(READER, Mode::Any, "fenced");
     let marks: Vec<_> = scene.auditor.marks().iter().filter(|(_, count)| **count > 0).map(|(mark, count)| (*mark, *count)).collect();
     assert_eq!(marks, [("data-lost", 1), ("fenced", 1), ("need-shard", 1), ("old-set", 1), ("repair-push", 1), ("write-back", 1)]);
-    scene.is_clean();
+    scene.breaks_nothing();
 }
 
 #[test]
@@ -705,7 +708,7 @@ fn noise_from_liars_is_no_finding_and_no_crash() {
     }
     scene.see(What::GetEnds { op: 99, outcome: GetOutcome::Error { title: "busy".into() } });
     scene.see(What::Durable { machine: 77, writes: Vec::new() });
-    scene.is_clean();
+    scene.breaks_nothing();
 }
 
 #[test]

@@ -386,7 +386,7 @@ impl Scene {
     }
 
     #[track_caller]
-    pub(super) fn is_clean(self) {
+    pub(super) fn breaks_nothing(self) {
         let findings = self.auditor.finish().findings;
         assert!(findings.is_empty(), "{findings:#?}");
     }
