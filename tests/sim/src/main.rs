@@ -113,7 +113,7 @@ impl Summary {
 
 /// Runs a plan; a panic is a violation.
 fn judge(plan: &Plan, observers: Vec<Box<dyn Observer>>) -> Outcome {
-    match catch_unwind(AssertUnwindSafe(|| run(plan, observers).0)) {
+    match catch_unwind(AssertUnwindSafe(|| run(plan, observers))) {
         Ok(outcome) => outcome,
         Err(panic) => {
             let text = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));

@@ -183,6 +183,8 @@ pub struct Plan {
     pub seed: u64,
     /// Machines at the beginning.
     pub hosts: usize,
+    /// Machines that join later.
+    pub joining: usize,
     /// Agents; the first machines host one each.
     pub agents: usize,
     /// The level of every class.
@@ -242,6 +244,7 @@ impl Plan {
         Self {
             seed,
             hosts,
+            joining: 1 + (seed % 4) as usize,
             agents,
             level,
             ttl_divisor: if unscaled { 1 } else { ttl_divisor },

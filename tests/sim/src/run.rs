@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 use crate::{
     liar::Liar,
     plan::{Fault, Plan, below, stream},
-    world::{CALM, Kind, Net, Observer, World},
+    world::{CALM, Kind, Net, Observer, World, auditor},
 };
 
 /// Reminder: users do something.
@@ -32,6 +32,9 @@ const UNDO: u64 = 10;
 
 /// How long one thing may take once all is well, in microseconds.
 const PATIENCE_US: u64 = 60_000_000;
+
+/// Violations that one seed reports.
+const VIOLATIONS_MAX: usize = 20;
 
 /// What one seed came to.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -137,8 +140,9 @@ const fn audit_mode(mode: Mode) -> AuditMode {
     }
 }
 
-/// Runs a plan. `observers` see all that happens.
-pub fn run(plan: &Plan, observers: Vec<Box<dyn Observer>>) -> (Outcome, Vec<Box<dyn Observer>>) {
+/// Runs a plan under the auditor's eyes. `observers` see all that happens, too.
+pub fn run(plan: &Plan, mut observers: Vec<Box<dyn Observer>>) -> Outcome {
+    observers.push(auditor(plan));
     let mut run = Run::new(plan, observers);
     run.begin();
     run.storm();
@@ -148,8 +152,7 @@ pub fn run(plan: &Plan, observers: Vec<Box<dyn Observer>>) -> (Outcome, Vec<Box<
 
 impl Run {
     fn new(plan: &Plan, observers: Vec<Box<dyn Observer>>) -> Self {
-        let extra = if plan.has(Fault::Join) { 1 + (plan.seed % 4) as usize } else { 0 };
-        let mut world = World::new(plan, extra, observers);
+        let mut world = World::new(plan, observers);
         let spoils = [Fault::Liars, Fault::LyingSync, Fault::DiskLost, Fault::Rot].into_iter().any(|fault| plan.has(fault));
         // Agents live on the first machines, and faults that cost a holder hit the last of those that are there from the beginning.
         let room = plan.hosts - plan.agents;
@@ -171,7 +174,7 @@ impl Run {
             asked: BTreeMap::new(),
             undo: Vec::new(),
             faulty,
-            joining: (plan.hosts..plan.hosts + extra).collect(),
+            joining: (plan.hosts..plan.hosts + plan.joining).collect(),
             storm: false,
             out: Outcome { seed: plan.seed, replay: plan.replay(), ..Outcome::default() },
             plan: plan.clone(),
@@ -300,7 +303,7 @@ impl Run {
         self.wait("everything to be read", |run| run.asked.is_empty());
     }
 
-    fn finish(mut self) -> (Outcome, Vec<Box<dyn Observer>>) {
+    fn finish(mut self) -> Outcome {
         self.world.tell(What::Ends);
         let broken = std::mem::take(&mut self.world.broken);
         for what in broken {
@@ -309,7 +312,16 @@ impl Run {
         self.out.virtual_ms = self.world.now_us / 1000;
         self.out.trace = self.world.trace_hash();
         self.out.frames = self.world.frames();
-        (self.out, self.world.into_observers())
+        let mut out = self.out;
+        for observer in self.world.into_observers() {
+            let (found, marks) = observer.finish();
+            out.violations.extend(found);
+            out.violations.truncate(VIOLATIONS_MAX);
+            for (mark, count) in marks {
+                *out.marks.entry(mark).or_default() += count;
+            }
+        }
+        out
     }
 
     // ---- time ------------------------------------------------------------------------------------------------------------------
@@ -554,7 +566,7 @@ impl Run {
     }
 
     fn violation(&mut self, invariant: &str, what: String) {
-        if self.out.violations.len() < 20 {
+        if self.out.violations.len() < VIOLATIONS_MAX {
             self.out.violations.push(format!("{invariant} at {:.3} s: {what}", self.world.now_us as f64 / 1e6));
         }
     }

@@ -9,9 +9,12 @@ use std::{
 };
 
 use chacha20::ChaCha8Rng;
-use persona_audit::history::{Change, Event as Told, What};
+use persona_audit::{
+    Auditor,
+    history::{Change, Event as Told, What},
+};
 use persona_core::{AgentKeys, Answer, Call, CallError, Config, Gossip, Input, Judgement, Node, NodeKeys, Output, PublishError, RequestError};
-use persona_fragments::{Classes, PeerKey, Verifier};
+use persona_fragments::{Classes, PeerKey, Signature, Verifier};
 use persona_mesh_proto::{Now, PersistId, Request, RequestFrame, Table, Write};
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
@@ -35,6 +38,39 @@ const IDLE_TICKS_MAX: u32 = 10;
 pub trait Observer {
     /// Something happened.
     fn observe(&mut self, event: &Told);
+
+    /// All is over: what was found that may not happen, and how often what should happen sometimes.
+    fn finish(self: Box<Self>) -> (Vec<String>, BTreeMap<String, u64>) {
+        Default::default()
+    }
+}
+
+/// Everything is shown to the auditor, who has a notary of his own.
+struct Audit(Auditor);
+
+impl Observer for Audit {
+    fn observe(&mut self, event: &Told) {
+        self.0.observe(event);
+    }
+
+    fn finish(self: Box<Self>) -> (Vec<String>, BTreeMap<String, u64>) {
+        let report = self.0.finish();
+        let found = report.findings.into_iter().map(|one| format!("{} at {:.3} s: {}", one.invariant, one.at_us as f64 / 1e6, one.what));
+        (found.collect(), report.marks.into_iter().map(|(mark, count)| (mark.to_owned(), count)).collect())
+    }
+}
+
+/// An auditor for a plan's mesh.
+pub fn auditor(plan: &Plan) -> Box<dyn Observer> {
+    let notary = Notary::of(if plan.real_signatures { Vec::new() } else { secrets(plan) });
+    let verify = move |key: &[u8; 32], message: &[u8], signature: &[u8; 64]| notary.verify(key, message, &Signature(*signature));
+    Box::new(Audit(Auditor::new(Box::new(verify))))
+}
+
+/// The secrets of a plan's nodes, those that join later included.
+fn secrets(plan: &Plan) -> Vec<[u8; 32]> {
+    let secret = |number: usize| *blake3::Hasher::new().update(&plan.seed.to_le_bytes()).update(&number.to_le_bytes()).finalize().as_bytes();
+    (0..plan.hosts + plan.joining).map(secret).collect()
 }
 
 /// One kind of request, for faults that hit one kind alone.
@@ -220,9 +256,8 @@ fn config_of(plan: &Plan) -> Config {
 
 impl World {
     /// The machines of a plan, all running and all knowing one another.
-    pub fn new(plan: &Plan, extra: usize, observers: Vec<Box<dyn Observer>>) -> Self {
-        let secret = |number: usize| *blake3::Hasher::new().update(&plan.seed.to_le_bytes()).update(&number.to_le_bytes()).finalize().as_bytes();
-        let secrets: Vec<[u8; 32]> = (0..plan.hosts + extra).map(secret).collect();
+    pub fn new(plan: &Plan, observers: Vec<Box<dyn Observer>>) -> Self {
+        let secrets = secrets(plan);
         let config = config_of(plan);
         let mut world = Self {
             now_us: 1_000_000,
