@@ -711,7 +711,7 @@ async fn certificate(verb: CertificateVerb, common: &Common) -> anyhow::Result<(
                 Failure::new(
                     "invalid-certificate",
                     format!("{}: {error}", file.display()),
-                    "it proves nothing: export it again from a node that reads the section",
+                    "it proves nothing: `persona certificate export AGENT/SECTION --output FILE`, on a node that reads the section, writes another",
                 )
             })?;
             let manifest = &head.manifest;
@@ -769,7 +769,8 @@ async fn inbox(common: &Common, agent: &str, follow: bool, after: u64) -> anyhow
 fn attributes_in(file: &Path) -> anyhow::Result<String> {
     let bytes = files::read_bounded(file, ATTRIBUTES_BYTES_MAX as u64).map_err(|error| match error.kind() {
         std::io::ErrorKind::FileTooLarge => {
-            let detail = format!("the attributes in {} are too large: an agent is born with at most {ATTRIBUTES_BYTES_MAX} bytes", file.display());
+            let detail =
+                format!("the attributes in {} are too large: an agent is born with at most {ATTRIBUTES_BYTES_MAX} bytes", file.display());
             Failure::new("too-large", detail, "keep the rest in documents: `persona section put AGENT doc/NAME FILE`").into()
         }
         _ => anyhow::Error::from(error).context(format!("cannot read {}", file.display())),
@@ -781,11 +782,12 @@ fn attributes_in(file: &Path) -> anyhow::Result<String> {
 }
 
 /// A recovery file is never replaced, nor is anything else that lies where one shall go: it may be the only way back to another agent.
-fn keep_what_is_there(file: &Path, instead: &str) -> Result<(), Failure> {
+fn keep_what_is_there(file: &Path, instead: &str) -> anyhow::Result<()> {
     if std::fs::symlink_metadata(file).is_err() {
         return Ok(());
     }
-    Err(Failure::new("exists", format!("{} exists already", file.display()), format!("a recovery file is never replaced: {instead}")))
+    let detail = format!("{} exists already", file.display());
+    Err(Failure::new("exists", detail, format!("a recovery file is never replaced: {instead}")).into())
 }
 
 fn write_recovery(file: &Path, reply: &Value) -> anyhow::Result<()> {
@@ -1075,7 +1077,7 @@ mod tests {
         };
         assert!(keep_what_is_there(&file, "choose another").is_ok());
         std::fs::write(&file, b"old").unwrap();
-        assert_eq!(keep_what_is_there(&file, "choose another").unwrap_err().title, "exists");
+        assert_eq!(Told::of(&keep_what_is_there(&file, "choose another").unwrap_err()).title, "exists");
         no_recovery_file(write_recovery(&file, &reply).unwrap_err());
         assert_eq!(std::fs::read(&file).unwrap(), b"old");
         // A link that leads nowhere is something too.
