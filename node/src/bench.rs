@@ -190,14 +190,17 @@ struct Apart {
     sealing_ms: f64,
 }
 
-/// Times `work`, again and again, in milliseconds for each.
+/// Times `work` again and again: the median, in milliseconds, so that whoever else has the processor for a moment does not count.
 fn timed<T>(mut work: impl FnMut() -> T) -> f64 {
-    const ROUNDS: u32 = 20;
-    let begun = Instant::now();
-    for _ in 0..ROUNDS {
+    const ROUNDS: usize = 21;
+    let mut took = [0.0; ROUNDS];
+    for took in &mut took {
+        let begun = Instant::now();
         std::hint::black_box(work());
+        *took = begun.elapsed().as_secs_f64() * 1e3;
     }
-    begun.elapsed().as_secs_f64() * 1e3 / f64::from(ROUNDS)
+    took.sort_by(f64::total_cmp);
+    took[ROUNDS / 2]
 }
 
 /// Coding and sealing in one put and in one get of a section of this size at this level. A put seals, encodes and hashes every shard; a get
