@@ -81,7 +81,7 @@ fn known(error: &(dyn Error + 'static)) -> Option<Known> {
         .or_else(|| error.downcast_ref::<BookFileError>().map(of_book))
         .or_else(|| error.downcast_ref::<DrillError>().map(of_drill))
         .or_else(|| error.downcast_ref::<demo::Impossible>().map(|impossible| said("bad-request", impossible.hint.clone())))
-        .or_else(|| error.is::<demo::Interrupted>().then(|| said(INTERRUPTED, "run it again; nothing of it is left")))
+        .or_else(|| error.is::<demo::Interrupted>().then(|| said(INTERRUPTED, "`persona demo` begins it again")))
         .or_else(|| error.is::<persona_mesh::MeshNameError>().then(bad_mesh_name))
         .or_else(|| error.is::<persona_mesh::AddressError>().then(bad_address))
         .or_else(|| error.is::<persona_bootstrap::AddressError>().then(bad_address))

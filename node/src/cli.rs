@@ -411,7 +411,7 @@ fn misuse(error: &clap::Error, said: &[String]) -> Told {
         _ => {
             let whole = error.to_string();
             let words = whole.split("\n\nUsage:").next().and_then(|words| words.split("\n\nFor more information").next()).unwrap_or(&whole);
-            words.trim_start_matches("error:").split_whitespace().collect::<Vec<_>>().join(" ")
+            words.trim_start_matches("error:").split_whitespace().collect::<Vec<_>>().join(" ").replace(" tip: ", "; ")
         }
     };
     let mut command = Cli::command();
@@ -1042,6 +1042,7 @@ mod tests {
             ("section put ada doc/x file --class secret", "invalid value 'secret'", "`persona section put --help` has an example"),
             ("bench storage --nodes 14 --clients 1,0", "invalid value '0'", "`persona bench storage --help` has an example"),
             ("frobnicate", "unrecognized subcommand 'frobnicate'", "`persona --help` lists its verbs"),
+            ("agent crate", "'crate'; a similar subcommand exists: 'create'", "`persona agent --help` lists its verbs"),
         ] {
             let told = misuse_of(line);
             assert!(

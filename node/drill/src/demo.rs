@@ -80,8 +80,11 @@ impl Impossible {
 
 /// The demo was ended from outside, by Ctrl-C as a rule.
 #[derive(Debug, thiserror::Error)]
-#[error("interrupted; the processes are gone and so are their directories")]
-pub struct Interrupted;
+#[error("interrupted; the processes are gone{}", if *kept { ", and their directories stay" } else { " and so are their directories" })]
+pub struct Interrupted {
+    /// Whether the directories stay, as [`DemoOptions::keep`] asks for.
+    pub kept: bool,
+}
 
 /// What an impostor has: everything that lies in a stolen recovery file, and what anybody may know. Not the personality.
 #[derive(Clone, Copy, Debug)]
@@ -144,7 +147,7 @@ pub async fn demo(
     // The mesh lives inside the future: whichever way this ends, it is dropped here and takes its processes with it.
     tokio::select! {
         told = tell(binary, options, &attributes, forge, &mut story) => told,
-        () = cancel => Err(Interrupted.into()),
+        () = cancel => Err(Interrupted { kept: options.keep }.into()),
     }
 }
 
