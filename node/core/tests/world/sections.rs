@@ -385,3 +385,25 @@ fn what_was_put_alone_spreads_when_others_join() {
     let held = world.holders(0, ada, "core");
     assert!(held.len() == 7 && !held.contains(&0), "{held:?}");
 }
+
+#[test]
+fn whoever_joins_while_a_section_is_being_put_becomes_a_holder_soon_too() {
+    // The sections are put again 3 s after the first came; the last comes just before, meanwhile, or just after.
+    for step in 0..24 {
+        let mut world = World::of(8, 140 + step);
+        let others: Vec<usize> = (1..8).collect();
+        world.crash_all(&others);
+        world.run_s(1);
+        let ada = world.create(0, "ada");
+        for host in &others[..6] {
+            world.restart(*host);
+        }
+        world.run_us(2_990_000 + step * 3_000);
+        world.restart(7);
+        world.run_s(20);
+        for section in ["core", "card", "index"] {
+            let held = world.holders(0, ada, section);
+            assert_eq!(held.len(), 7, "step {step}: {section} is held by {held:?}");
+        }
+    }
+}
