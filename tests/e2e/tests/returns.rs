@@ -14,7 +14,7 @@ use persona::keystore::{Keystore, Passphrase};
 use persona_drill::agents::{Agent, PATIENCE};
 use persona_drill::{Api, ApiError, Mesh, MeshOptions, NodeProcess, Spoken, flag, from_base64, list, number, path_segment, text, until};
 use persona_e2e::{persona_binary, workspace};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::{Mutex, MutexGuard};
 
 /// Seals the keystores and recovery files of these tests.
@@ -62,14 +62,28 @@ async fn what_was_put_alone_spreads_and_a_restarted_host_takes_nothing_back() ->
 
     let before = versions_of(&mesh, 0, &ada).await?;
     mesh.kill9(&[0]);
-    mesh.restart(&[0]).await?;
+    // It returns to a room in which nearly everybody stands still: what others hold may not be talked down to the few who answer.
+    let still = 5..mesh.len();
+    for node in still.clone() {
+        mesh.node(node).pause()?;
+    }
+    let returned = mesh.restart(&[0]).await;
+    let tried = match &returned {
+        Ok(()) => puts_something(mesh.node(0), &before, &ada).await,
+        Err(_) => Ok(()),
+    };
+    for node in still {
+        mesh.node(node).resume()?;
+    }
+    returned?;
+    tried.context("the host's first put after its restart")?;
     mesh.wait_ready().await?;
     let lowest = renewed_since(&mesh, 0, &ada, &before).await.context("after the host's restart")?;
     let again = fully_held(&mesh, 0, &ada).await.context("after the host's restart")?;
     for (name, held) in &again {
         let was = spread.get(name).with_context(|| format!("{name} is new"))?;
         ensure!(([held.n, held.k, held.f]) == [was.n, was.k, was.f] && held.level >= was.level, "{name}: {held:?}, and was {was:?}");
-        ensure!(lowest.get(name) >= Some(&was.n), "{name} had only {lowest:?} holders for a while");
+        ensure!(lowest.get(name) >= Some(&held.asked), "{name} was talked down for a while: {lowest:?}, and {} was asked", held.asked);
     }
     ensure!(again.len() == spread.len(), "sections were lost: {again:?}");
 
@@ -214,8 +228,27 @@ async fn nobody_is_half_born() -> Result<()> {
     ensure!(is_there(mesh.node(1), "early").await?, "what the keystore had is not there after the restart");
     is_whole(&mesh, 1, "early", &given).await?;
 
+    // The client leaves, and the node goes on: it was asked or it was not, but whoever it has begun with is born and kept.
+    let moments = [1, 3, 6, 10, 15, 25, 40, 80].map(Duration::from_millis);
+    for moment in moments {
+        let body = json!({"name": format!("guest-{}", moment.as_millis()), "attributes": given});
+        // The moment is the experiment, not a wait for something to happen.
+        let _ = tokio::time::timeout(moment, mesh.node(1).api()?.post("/v1/agents", &body)).await;
+        match mesh.node(1).api()?.post("/v1/agents", &body).await {
+            Ok(_) => {}
+            Err(ApiError::Problem(problem)) if problem.title == "name-taken" => {}
+            Err(error) => return Err(error).with_context(|| format!("asked again after {moment:?}")),
+        }
+    }
+    for moment in moments {
+        let name = format!("guest-{}", moment.as_millis());
+        let api = mesh.node(1).api()?;
+        until("the agent to be kept", PATIENCE, async || Ok(Some(api.get(&format!("/v1/agents/{name}")).await?))).await.context(name)?;
+    }
+
+    // The node is hit with its client.
     let mut born = 0;
-    for (round, moment) in [20, 90, 160, 230, 300, 400].map(Duration::from_millis).into_iter().enumerate() {
+    for (round, moment) in [20, 60, 100, 150, 220, 400].map(Duration::from_millis).into_iter().enumerate() {
         let name = format!("child-{round}");
         let client = mesh.node(1).verb(["agent", "create", &name, "--attributes", attributes, "--json"]);
         // The moment is the experiment, not a wait for something to happen.
@@ -233,8 +266,13 @@ async fn nobody_is_half_born() -> Result<()> {
         }
         is_whole(&mesh, 1, &name, &given).await.with_context(context)?;
     }
+    for moment in moments {
+        is_whole(&mesh, 1, &format!("guest-{}", moment.as_millis()), &given)
+            .await
+            .context("a client left, and the node restarted later")?;
+    }
     let agents = mesh.node(1).api()?.get("/v1/agents").await?;
-    ensure!(list(&agents, "/agents")?.len() == 7, "{born} were born at the first attempt: {agents}");
+    ensure!(list(&agents, "/agents")?.len() == 15, "{born} were born at the first attempt: {agents}");
     no_errors_in_logs(&mesh)
 }
 
@@ -378,6 +416,7 @@ struct Held {
     k: u64,
     f: u64,
     level: u64,
+    asked: u64,
     content_version: String,
     holders: Vec<usize>,
 }
@@ -404,6 +443,7 @@ async fn fully_held(mesh: &Mesh, home: usize, agent: &Agent) -> Result<BTreeMap<
                 k: number(&last, "/k")?,
                 f: number(&last, "/f")?,
                 level: number(&last, "/level_now")?,
+                asked: number(&last, "/level_asked")?,
                 content_version: text(&last, "/content_version")?.to_owned(),
                 holders: list(&last, "/holders")?.iter().filter_map(holder).collect(),
             };
@@ -414,7 +454,7 @@ async fn fully_held(mesh: &Mesh, home: usize, agent: &Agent) -> Result<BTreeMap<
     held.await.with_context(|| format!("the last section that was looked at: {last}"))
 }
 
-/// The version in which the content of each section was put, as a stranger to the agent sees it.
+/// The version in which the content of each section was put.
 async fn contents_of(mesh: &Mesh, home: usize, agent: &Agent) -> Result<BTreeMap<String, String>> {
     let api = mesh.node(home).api()?;
     let mut contents = BTreeMap::new();
@@ -431,7 +471,22 @@ async fn versions_of(mesh: &Mesh, home: usize, agent: &Agent) -> Result<BTreeMap
     Ok(list(&listed, "/sections")?.iter().map(version).collect::<Result<_, ApiError>>()?)
 }
 
-/// Waits until a restarted host has put every section again. Answers the fewest holders that each was seen with meanwhile.
+/// Waits until a restarted host has tried to put its agent's sections: one of them has a new version, or a put has failed.
+async fn puts_something(host: &NodeProcess, before: &BTreeMap<String, Value>, agent: &Agent) -> Result<()> {
+    let api = host.api()?;
+    let tried = until("a put", PATIENCE, async || {
+        let status = api.get("/v1/status").await?;
+        let failed = status.pointer("/counters/puts_failed").and_then(Value::as_u64).unwrap_or(0);
+        let listed = api.get(&agent.path("")).await?;
+        let new = list(&listed, "/sections")?
+            .iter()
+            .any(|section| before.get(section["name"].as_str().unwrap_or("")) != Some(&section["version"]));
+        Ok((failed > 0 || new).then_some(()))
+    });
+    Ok(tried.await?)
+}
+
+/// Waits until a restarted host has put every section again. Answers the lowest level that each was seen at meanwhile.
 async fn renewed_since(mesh: &Mesh, home: usize, agent: &Agent, before: &BTreeMap<String, Value>) -> Result<BTreeMap<String, u64>> {
     let api = mesh.node(home).api()?;
     let mut lowest: BTreeMap<String, u64> = BTreeMap::new();
@@ -439,9 +494,9 @@ async fn renewed_since(mesh: &Mesh, home: usize, agent: &Agent, before: &BTreeMa
         let listed = api.get(&agent.path("")).await?;
         let mut renewed = 0;
         for section in list(&listed, "/sections")? {
-            let (name, n) = (text(section, "/name")?, number(section, "/n")?);
-            let seen = lowest.entry(name.to_owned()).or_insert(n);
-            *seen = n.min(*seen);
+            let (name, level) = (text(section, "/name")?, number(section, "/level")?);
+            let seen = lowest.entry(name.to_owned()).or_insert(level);
+            *seen = level.min(*seen);
             renewed += usize::from(before.get(name) != Some(&section["version"]) && section["state"] == "committed");
         }
         Ok((renewed >= before.len()).then_some(()))
@@ -481,7 +536,7 @@ async fn is_there(node: &NodeProcess, name: &str) -> Result<bool> {
     Ok(named == 1)
 }
 
-/// An agent that is listed can be exported, read by quorum, and is what it was given; and its recovery file opens it elsewhere's card.
+/// An agent that is listed can be exported and read by quorum, and is what it was given.
 async fn is_whole(mesh: &Mesh, node: usize, name: &str, attributes: &str) -> Result<()> {
     let file = mesh.scratch().join(format!("{name}.exported"));
     let exported = mesh.node(node).verb(["agent", "export", name, file.to_str().context("a scratch path is text")?, "--json"]).await?;
