@@ -477,7 +477,7 @@ async fn agent(verb: AgentVerb, common: &Common) -> anyhow::Result<()> {
             }
             let body = json!({"name": name, "role": role, "attributes": attributes, "place": place});
             let mut reply = client.post("/v1/agents", &body).await?;
-            write_recovery(&file, &reply)?;
+            write_recovery(&client, &file, &reply).await?;
             reply["recovery_file"] = json!(file.display().to_string());
             if let Some(reply) = reply.as_object_mut() {
                 reply.remove("recovery");
@@ -532,6 +532,9 @@ async fn agent(verb: AgentVerb, common: &Common) -> anyhow::Result<()> {
                     text(&reply["state"])
                 )
             });
+            if reply["recovery_written"] == false {
+                note(&daemon::recovery_advice(text(&reply["name"])));
+            }
         }
         AgentVerb::Export { agent, file, passphrase_file } => {
             if file.exists() {
@@ -548,7 +551,7 @@ async fn agent(verb: AgentVerb, common: &Common) -> anyhow::Result<()> {
             };
             let body = json!({"passphrase": own.as_ref().map(|own| own.expose())});
             let mut reply = client.post(&format!("/v1/agents/{}/export", segment(&agent)), &body).await?;
-            write_recovery(&file, &reply)?;
+            write_recovery(&client, &file, &reply).await?;
             if let Some(reply) = reply.as_object_mut() {
                 reply.remove("recovery");
                 reply.insert("recovery_file".into(), json!(file.display().to_string()));
@@ -721,14 +724,19 @@ async fn inbox(common: &Common, agent: &str, follow: bool, after: u64) -> anyhow
     }
 }
 
-fn write_recovery(file: &Path, reply: &Value) -> anyhow::Result<()> {
+/// Writes a recovery file, and tells the node that somebody has it now.
+async fn write_recovery(client: &Client, file: &Path, reply: &Value) -> anyhow::Result<()> {
     let bytes = BASE64.decode(text(&reply["recovery"]).as_bytes()).context("the node's answer is malformed")?;
     if let Some(parent) = file.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         files::create_private_directory(parent).with_context(|| format!("cannot create {}", parent.display()))?;
     }
     files::replace(file, &bytes).with_context(|| {
         format!("cannot write the recovery file {}: the agent lives, write it again with `persona agent export`", file.display())
-    })
+    })?;
+    if let Err(error) = client.post(&format!("/v1/agents/{}/recovery-written", segment(text(&reply["agent"]))), &json!({})).await {
+        note(&format!("the recovery file is written, and the node goes on to ask for it: {error:#}"));
+    }
+    Ok(())
 }
 
 /// AGENT/SECTION or a Kademlia key, as a query.

@@ -254,6 +254,42 @@ fn wherever_an_import_is_killed_the_agent_is_at_home_somewhere() {
 }
 
 #[test]
+fn an_agent_that_was_killed_on_its_way_home_comes_home() {
+    let mut finished = 0;
+    for after_ms in [3, 8, 14, 20, 30, 45] {
+        let (mut world, ada, bob, root) = acquainted(214);
+        world.crash(0);
+        world.import(2, root).expect("away");
+        talk(&mut world, (2, ada), (1, bob), "from afar");
+        world.run_s(5);
+        let away = relationships(&mut world, 2, ada);
+        world.restart(0);
+        world.run_s(10);
+        world.crash(2);
+        let id = world.call(0, Call::Import { root: zeroize::Zeroizing::new(root), name: None });
+        world.run_ms(after_ms);
+        let over = world.replies.contains_key(&id);
+        let begun = !world.hosts[0].importing.is_empty();
+        // What the keystore and the disk have of the earlier stay is there as well.
+        assert_eq!(world.hosts[0].keystore.len(), 1);
+        world.crash(0);
+        world.restart(0);
+        assert_eq!(begun, world.agent_report(0, ada).expect("it was here").state == "importing", "{after_ms} ms");
+        world.restart(2);
+        // Until every section is due: whoever does not live any more has found out.
+        world.run_s(400);
+        let (home, other) = if begun || over { (0, 2) } else { (2, 0) };
+        assert_eq!(world.agent_report(home, ada).expect("it is home").state, "live", "{after_ms} ms");
+        assert_eq!(world.agent_report(other, ada).expect("it was there").state, "fenced", "{after_ms} ms");
+        assert_eq!(relationships(&mut world, home, ada), away);
+        talk(&mut world, (home, ada), (1, bob), "home again");
+        assert_eq!(world.alarms(0, "conflict"), 0);
+        finished += usize::from(begun);
+    }
+    assert!(finished >= 3, "{finished} imports were killed behind their keys");
+}
+
+#[test]
 fn an_interrupted_import_gives_way_to_a_host_that_has_the_agent_meanwhile() {
     let (mut world, ada, _, root) = acquainted(208);
     world.crash(0);
