@@ -49,7 +49,7 @@ fn version_1_has_not_changed() {
 }
 
 #[test]
-#[ignore = "writes the files that version_1_has_not_changed compares"]
+#[ignore = "writes the files that version_1_has_not_changed compares: cargo test -p persona-fragments --test golden -- --ignored write_golden"]
 fn write_golden() {
     for (name, _, make) in GOLDEN {
         let path = format!("{}/tests/golden/{name}.hex", env!("CARGO_MANIFEST_DIR"));

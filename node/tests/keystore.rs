@@ -447,7 +447,7 @@ fn who_was_born_here_is_marked_until_the_recovery_file_is_written() {
 
 /// Writes the file that [`a_file_of_format_2_opens`] reads. Run it by hand, once for a new format.
 #[test]
-#[ignore = "makes a golden file"]
+#[ignore = "makes a golden file: cargo test -p persona --test keystore -- --ignored make_golden_file"]
 fn make_golden_file() {
     let directory = tempfile::tempdir().unwrap();
     let mut keystore = create(directory.path());

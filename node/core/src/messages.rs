@@ -937,6 +937,9 @@ impl Node {
     }
 
     pub(crate) fn read_outbox(&mut self, call: u64, agent: OwnerKey) {
+        if self.owners.get(&agent).is_none_or(|owner| owner.agent.is_none()) {
+            return self.reply(call, Err(CallError::UnknownAgent(agent.to_did())));
+        }
         let messages = self
             .messages
             .outbox

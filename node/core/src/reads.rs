@@ -31,12 +31,7 @@ pub(crate) struct Floor {
 
 /// One get on its way.
 pub(crate) struct GetOp {
-    pub(crate) key: SectionKey,
-    pub(crate) owner: Option<OwnerKey>,
-    pub(crate) label: String,
-    pub(crate) mode: Mode,
-    pub(crate) fence: Option<CertifiedHead>,
-    pub(crate) want_content: bool,
+    pub(crate) wanted: Wanted,
     pub(crate) purpose: GetPurpose,
     pub(crate) started_us: u64,
     /// A cached head was used: if that fails, a lookup may know better.
@@ -137,21 +132,10 @@ pub(crate) struct Wanted {
 impl Node {
     /// Begins a get: at the known holders if there is a head to start from, else with a lookup.
     pub(crate) fn begin_get(&mut self, wanted: Wanted, purpose: GetPurpose) {
-        let Wanted { key, owner, label, mode, fence, want_content } = wanted;
         let op = self.id();
+        let key = wanted.key;
         let known = self.known_head(&key);
-        let get = GetOp {
-            key,
-            owner,
-            label,
-            mode,
-            fence,
-            want_content,
-            purpose,
-            started_us: self.now.mono_us,
-            from_cache: known.is_some(),
-            stage: GetStage::Lookup,
-        };
+        let get = GetOp { wanted, purpose, started_us: self.now.mono_us, from_cache: known.is_some(), stage: GetStage::Lookup };
         self.ops.insert(op, Op::Get(Box::new(get)));
         match known {
             Some(head) => self.start_get(op, Vec::new(), Some(head)),
@@ -182,9 +166,9 @@ impl Node {
             Some(Op::Put(_)) => self.put_looked_up(op, peers),
             Some(Op::Survey(_)) => {}
             Some(Op::Get(get)) => {
-                let known = self.known_head(&get.key);
+                let known = self.known_head(&get.wanted.key);
                 let mut candidates = peers;
-                for holder in self.known_holders(&get.key) {
+                for holder in self.known_holders(&get.wanted.key) {
                     if !candidates.contains(&holder) {
                         candidates.push(holder);
                     }
@@ -200,15 +184,15 @@ impl Node {
     fn start_get(&mut self, op: OpId, candidates: Vec<PeerKey>, known: Option<CertifiedHead>) {
         let Some(Op::Get(get)) = self.ops.get_mut(&op) else { return };
         let task = GetTask {
-            key: get.key,
-            owner: get.owner,
-            mode: get.mode,
+            key: get.wanted.key,
+            owner: get.wanted.owner,
+            mode: get.wanted.mode,
             candidates,
             known,
-            floor: self.floors.get(&get.key).map(|floor| floor.version),
-            fence: get.fence.clone(),
+            floor: self.floors.get(&get.wanted.key).map(|floor| floor.version),
+            fence: get.wanted.fence.clone(),
             hedge_after_us: self.rtts.p95_us(),
-            want_content: get.want_content,
+            want_content: get.wanted.want_content,
         };
         let (running, outs) = Get::start(task, self.now);
         get.stage = GetStage::Running(Box::new(running));
@@ -294,7 +278,7 @@ impl Node {
         let get = *get;
         let GetStage::Floor(value) = get.stage else { return };
         let value = *value;
-        let report = self.get_report(&get.label, get.mode, &value, get.started_us);
+        let report = self.get_report(&get.wanted.label, get.wanted.mode, &value, get.started_us);
         self.count("gets");
         self.got(get.purpose, Ok(Got { value, report }));
     }
@@ -332,13 +316,13 @@ impl Node {
         if stale_start {
             get.from_cache = false;
             get.stage = GetStage::Lookup;
-            let key = get.key;
+            let key = get.wanted.key;
             self.heads.remove(&key);
             return self.lookup_for(op, key);
         }
         let Some(Op::Get(get)) = self.ops.remove(&op) else { return };
         self.count("gets_failed");
-        let what = get.label.clone();
+        let what = get.wanted.label.clone();
         if let (GetPurpose::Analyze { call, must_read: false }, GetStage::Running(running)) = (&get.purpose, &get.stage)
             && let Some(head) = running.best()
         {

@@ -61,7 +61,6 @@ pub(crate) struct PutOp {
     pub(crate) stage: PutStage,
     pub(crate) started_us: u64,
     pub(crate) renewal: bool,
-    pub(crate) shape: Shape,
 }
 
 pub(crate) enum PutStage {
@@ -213,9 +212,7 @@ impl Node {
         let key = owned.key;
         let known =
             owned.candidates.take().filter(|(until, peers)| *until > started_us && peers.iter().all(|peer| self.connected.contains(peer)));
-        let shape = Shape::for_level(1, 1).expect("one holder is a shape");
-        self.ops
-            .insert(op, Op::Put(Box::new(PutOp { owner, name: name.clone(), stage: PutStage::Lookup, started_us, renewal: false, shape })));
+        self.ops.insert(op, Op::Put(Box::new(PutOp { owner, name: name.clone(), stage: PutStage::Lookup, started_us, renewal: false })));
         if let Some((until, peers)) = known {
             self.put_found(op, &peers);
             if let Some(owned) = self.owned(&owner, &name) {
@@ -249,11 +246,9 @@ impl Node {
         }
         match self.prepare_put(&id, &name, peers) {
             Ok((task, writes, renewal)) => {
-                let shape = task.manifest.shape;
                 if let Some(Op::Put(put)) = self.ops.get_mut(&op) {
                     put.stage = PutStage::Intent(Box::new(task));
                     put.renewal = renewal;
-                    put.shape = shape;
                 }
                 self.persist(writes, AfterPersist::Intent(op));
             }
