@@ -329,11 +329,12 @@ impl Node {
         let root = RootSecret::from_bytes(**root);
         let agent = root.agent_id();
         let importing = |owner: &Owner| owner.state == OwnerState::Importing;
-        let refusal = if self.imports.values().any(|import| import.agent == agent) || self.owners.get(&agent).is_some_and(importing) {
+        let busy = self.imports.values().any(|import| import.agent == agent) || self.owners.get(&agent).is_some_and(importing);
+        // One that is live here may have moved away unnoticed: its card tells (`import_saw`).
+        let refusal = if busy {
             Some(CallError::Busy(format!("{} is on its way here already", agent.to_did())))
-        } else if let Some(owner) = self.owners.get(&agent).filter(|owner| !matches!(owner.state, OwnerState::Fenced(_))) {
-            let name = owner.agent.as_ref().map_or_else(|| agent.to_did(), |agent| agent.name.clone());
-            Some(CallError::BadRequest(format!("{name} lives on this node already")))
+        } else if self.owners.get(&agent).is_some_and(|owner| owner.state == OwnerState::Unpublished) {
+            Some(self.lives_here(&agent))
         } else {
             name.as_ref().filter(|name| self.agent_named(name).is_some_and(|id| id != agent)).map(|name| CallError::NameTaken(name.clone()))
         };
@@ -362,6 +363,12 @@ impl Node {
         let id = self.id();
         self.imports.insert(id, import);
         self.import_get(id, "card", Mode::Regular);
+    }
+
+    fn lives_here(&self, agent: &OwnerKey) -> CallError {
+        let known = self.owners.get(agent).and_then(|owner| owner.agent.as_ref());
+        let name = known.map_or_else(|| agent.to_did(), |agent| agent.name.clone());
+        CallError::BadRequest(format!("{name} lives on this node already"))
     }
 
     fn import_get(&mut self, import: u64, name: &str, mode: Mode) {
@@ -499,6 +506,16 @@ impl Node {
             if !self.keeps_its_commitment(&card) {
                 let reason = "it shows another personality than the one the agent is bound to".to_owned();
                 return self.import_refused(import, CallError::Unreadable { what: format!("{}/card", card.agent.to_did()), reason });
+            }
+            // It lives here, as far as this node had heard; only a higher host can have taken it away meanwhile.
+            let (agent, by) = (card.agent, got.value.head.manifest.version);
+            let here = self.owners.get(&agent).filter(|owner| owner.state == OwnerState::Live).map(|owner| (owner.term, self.me.device()));
+            if let Some(here) = here {
+                if (by.term, by.device) <= here {
+                    let error = self.lives_here(&agent);
+                    return self.import_refused(import, error);
+                }
+                self.fence_owner(&agent, &got.value.head);
             }
             // Nobody said that it is to be taken from the host that has it now.
             let from_term = self.pending.get(&card.agent).map_or(0, |pending| pending.from_term);

@@ -433,7 +433,7 @@ impl Node {
             Input::Published { id, result } => self.on_published(id, result),
             Input::Connected { peer } => {
                 if self.connected.insert(peer) {
-                    self.grow_sections();
+                    self.grow_sections(&peer);
                     if self.canary.alone {
                         self.canary.next_us = now.mono_us + 200_000;
                     }

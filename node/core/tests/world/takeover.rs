@@ -91,6 +91,23 @@ fn an_old_host_that_comes_back_is_fenced_and_stops() {
 }
 
 #[test]
+fn an_agent_comes_back_to_a_host_that_never_noticed_that_it_left() {
+    let (mut world, ada, bob, root) = acquainted(206);
+    let refused = world.import(0, root);
+    assert!(matches!(&refused, Err(CallError::BadRequest(reason)) if reason.contains("lives on this node")), "{refused:?}");
+    assert_eq!(world.agent_report(0, ada).expect("it lives").state, "live", "asking changes nothing");
+    let before = (personality(&mut world, 0, ada), relationships(&mut world, 0, ada));
+    // The old host runs all the while. Nothing of it changes, so that it puts nothing and nobody tells it.
+    assert_eq!(world.import(2, root).expect("it moves").term, 2);
+    assert_eq!(world.import(0, root).expect("it comes back").term, 3);
+    assert_eq!(world.agent_report(0, ada).expect("it lives").state, "live");
+    assert_eq!((personality(&mut world, 0, ada), relationships(&mut world, 0, ada)), before);
+    world.put(0, ada, "doc/letter", b"home again").expect("its home writes");
+    assert!(matches!(world.put(2, ada, "doc/letter", b"from away"), Err(CallError::Fenced { term: 3 })));
+    talk(&mut world, (0, ada), (1, bob), "I was away");
+}
+
+#[test]
 fn of_two_importers_at_once_at_most_one_stays() {
     for seed in 0..6 {
         let (mut world, ada, _, root) = acquainted(300 + seed);
