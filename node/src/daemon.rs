@@ -763,20 +763,35 @@ mod tests {
         tokio::time::timeout(Duration::from_secs(20), all).await.expect("it listens on both")
     }
 
+    /// Takes the ports itself, as soon as the sockets of a mesh that was stopped are closed.
+    async fn occupy(had: &str) -> (TcpListener, UdpSocket) {
+        let port = |kind: &str| had.lines().find_map(|line| line.strip_prefix(kind)?.trim().parse::<u16>().ok()).expect("a port");
+        let free = async {
+            loop {
+                let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, port("tcp")));
+                let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, port("udp")));
+                if let (Ok(tcp), Ok(udp)) = (tcp, udp) {
+                    return (tcp, udp);
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), free).await.expect("they are free again")
+    }
+
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_node_takes_its_ports_again_and_others_when_they_are_taken() {
         let mut first = start("").await;
         let had = ports(&mut first).await;
         assert_eq!(first.moved, None, "it had none before");
         first.mesh.stop().await;
+        drop(occupy(&had).await);
 
         let mut again = start(&had).await;
         assert_eq!((ports(&mut again).await, again.moved.as_deref()), (had.clone(), None));
         again.mesh.stop().await;
 
-        let port = |kind: &str| had.lines().find_map(|line| line.strip_prefix(kind)?.trim().parse::<u16>().ok()).expect("a port");
-        let _tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, port("tcp"))).expect("it is free");
-        let _udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, port("udp"))).expect("it is free");
+        let _occupied = occupy(&had).await;
         let mut elsewhere = start(&had).await;
         let (now, moved) = (ports(&mut elsewhere).await, elsewhere.moved.take().expect("it says so"));
         assert!(now.lines().zip(had.lines()).all(|(now, had)| now != had), "{now} after {had}");
