@@ -526,6 +526,7 @@ async fn agent(verb: AgentVerb, common: &Common) -> anyhow::Result<()> {
             let body = json!({"name": name, "role": role, "attributes": attributes, "place": place});
             let mut reply = client.post("/v1/agents", &body).await?;
             write_recovery(&file, &reply)?;
+            say_that_it_is_written(&client, &reply).await;
             reply["recovery_file"] = json!(file.display().to_string());
             if let Some(reply) = reply.as_object_mut() {
                 reply.remove("recovery");
@@ -580,6 +581,9 @@ async fn agent(verb: AgentVerb, common: &Common) -> anyhow::Result<()> {
                     text(&reply["state"])
                 )
             });
+            if reply["recovery_written"] == false {
+                note(&daemon::recovery_advice(text(&reply["name"])));
+            }
         }
         AgentVerb::Export { agent, file, passphrase_file } => {
             keep_what_is_there(&file, "choose another name: `persona agent export AGENT FILE`")?;
@@ -590,6 +594,7 @@ async fn agent(verb: AgentVerb, common: &Common) -> anyhow::Result<()> {
             let body = json!({"passphrase": own.as_ref().map(|own| own.expose())});
             let mut reply = client.post(&format!("/v1/agents/{}/export", segment(&agent)), &body).await?;
             write_recovery(&file, &reply)?;
+            say_that_it_is_written(&client, &reply).await;
             if let Some(reply) = reply.as_object_mut() {
                 reply.remove("recovery");
                 reply.insert("recovery_file".into(), json!(file.display().to_string()));
@@ -808,6 +813,14 @@ fn write_recovery(file: &Path, reply: &Value) -> anyhow::Result<()> {
         );
         Failure::new("no-recovery-file", detail, hint).into()
     })
+}
+
+/// Tells the node that somebody has the recovery file now: until then it asks for one.
+async fn say_that_it_is_written(client: &Client, reply: &Value) {
+    let path = format!("/v1/agents/{}/recovery-written", segment(text(&reply["agent"])));
+    if let Err(error) = client.post(&path, &json!({})).await {
+        note(&format!("the recovery file is written, but the node could not be told and goes on to ask for one: {error:#}"));
+    }
 }
 
 /// AGENT/SECTION or a Kademlia key, as a query.

@@ -34,7 +34,7 @@ use crate::{
     client::Failure,
     clock,
     daemon::{Options, Shared},
-    keystore::{AgentSecrets, Cost, Passphrase, derive_key, files},
+    keystore::{AgentSecrets, Cost, KeystoreError, Passphrase, derive_key, files},
     random::OsRandom,
 };
 
@@ -103,6 +103,7 @@ pub(crate) async fn serve(options: &Options, shared: Arc<Shared>) -> anyhow::Res
     let agent = Router::new()
         .route("/", get(agent_show))
         .route("/export", post(agent_export))
+        .route("/recovery-written", post(recovery_written))
         .route("/personality", get(personality))
         .route("/sections/{name}", put(section_put).get(section_get))
         .route("/send", post(send))
@@ -216,6 +217,8 @@ impl From<CallError> for Problem {
             CallError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             CallError::BadRequest(_) => StatusCode::BAD_REQUEST,
             CallError::Refused { .. } => StatusCode::CONFLICT,
+            CallError::NotKept(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            CallError::ImportUnfinished { .. } => StatusCode::SERVICE_UNAVAILABLE,
         };
         let data = match &error {
             CallError::NotFound { asked, answered, .. } => json!({"asked": asked, "answered": answered}),
@@ -226,6 +229,9 @@ impl From<CallError> for Problem {
             | CallError::NotEnoughHolders { have, need, .. } => json!({"have": have, "need": need}),
             CallError::LevelNotReached { level, wanted, holders } => json!({"level": level, "wanted": wanted, "holders": holders}),
             CallError::Fenced { term } => json!({"term": term}),
+            CallError::ImportUnfinished { agent, term, certified, reason } => {
+                json!({"agent": agent, "term": term, "certified": certified, "reason": reason.title()})
+            }
             _ => json!({}),
         };
         Self(Box::new(Details { status, title: error.title().to_owned(), detail: error.to_string(), hint: error.hint(), data }))
@@ -294,6 +300,24 @@ impl App {
         id.ok_or_else(|| CallError::UnknownAgent(text.to_owned()).into())
     }
 
+    /// What the core tells of agents, and whether somebody has their recovery files, which the keystore knows.
+    fn agents(&self, reports: Vec<persona_core::report::AgentReport>) -> Vec<Value> {
+        let without = self.shared.without_recovery();
+        let with = |report: persona_core::report::AgentReport| {
+            let written = !without.iter().any(|(id, _)| report.agent == id.to_did());
+            let mut reply = value(report);
+            reply["recovery_written"] = json!(written);
+            reply
+        };
+        reports.into_iter().map(with).collect()
+    }
+
+    /// What an operator should do.
+    fn advice(&self) -> Vec<String> {
+        let recovery = self.shared.without_recovery().into_iter().map(|(_, name)| crate::daemon::recovery_advice(&name));
+        self.shared.advice.read().iter().cloned().chain(recovery).collect()
+    }
+
     async fn call(&self, call: Call) -> Result<Answer, Problem> {
         Ok(self.shared.call(call).await?)
     }
@@ -321,11 +345,11 @@ async fn status(State(app): State<App>) -> Reply {
         "peers": view.peers.len(),
         "ready": core.ready,
         "alone": core.alone,
-        "agents": core.agents,
+        "agents": app.agents(core.agents),
         "store": {"shards": core.shards_held, "bytes": core.shard_bytes, "sections": core.sections_held, "file_bytes": store.file_bytes},
         "network": {"kad_table": view.kad_peers, "gossip_peers": gossip_peers},
         "canary": core.canary,
-        "advice": *app.shared.advice.read(),
+        "advice": app.advice(),
         "alarms": core.alarms,
         "uptime_s": (clock::now().mono_us - app.shared.started_us) as f64 / 1e6,
         "pid": std::process::id(),
@@ -371,7 +395,7 @@ async fn stop(State(app): State<App>) -> Reply {
 
 async fn agents(State(app): State<App>) -> Reply {
     let Answer::Agents(agents) = app.call(Call::Agents).await? else { return Err(unexpected()) };
-    Ok(Json(json!({"agents": agents})))
+    Ok(Json(json!({"agents": app.agents(agents)})))
 }
 
 #[derive(Deserialize)]
@@ -421,7 +445,7 @@ async fn create(app: App, body: CreateBody) -> Reply {
         attributes: body.attributes.unwrap_or_default().into_bytes(),
     };
     let Answer::Agent { agent, name, root, seed, term, .. } = app.call(call).await? else { return Err(unexpected()) };
-    let recovery = keep(&app, agent, &name, &root, &seed, term, None).await?;
+    let recovery = keep(&app, agent, &name, &root, &seed, term).await?;
     let published = app.call(Call::Publish { agent }).await.map_err(|mut problem| {
         problem.0.hint = format!(
             "{name} is born and kept on this disk, and is put again until it is placed; `persona agent export {name} FILE` writes its recovery file"
@@ -432,7 +456,7 @@ async fn create(app: App, body: CreateBody) -> Reply {
     Ok(Json(json!({"agent": agent.to_did(), "name": name, "recovery": BASE64.encode(recovery.as_bytes()), "sections": sections})))
 }
 
-/// Puts an agent's secrets into the keystore, and seals its recovery file.
+/// Puts the secrets of an agent that was born here into the keystore, and seals its recovery file.
 async fn keep(
     app: &App,
     agent: OwnerKey,
@@ -440,18 +464,14 @@ async fn keep(
     root: &Zeroizing<[u8; 32]>,
     seed: &Zeroizing<[u8; 32]>,
     term: u64,
-    passphrase: Option<Passphrase>,
 ) -> Result<String, Problem> {
     let secrets = AgentSecrets { name: name.to_owned(), agent, term, root: **root, behaviour_seed: **seed };
     let shared = Arc::clone(&app.shared);
     let root = root.clone();
     let kept = tokio::task::spawn_blocking(move || -> anyhow::Result<String> {
-        shared.keystore.lock().put_agent(&secrets)?;
-        let mut names = shared.names.write();
-        names.retain(|_, known| *known != agent);
-        names.insert(secrets.name.clone(), agent);
-        drop(names);
-        recovery_file(&root, &secrets.name, passphrase.as_ref().unwrap_or(&shared.passphrase))
+        shared.keystore.lock().put_born(&secrets)?;
+        shared.names.write().insert(secrets.name.clone(), agent);
+        recovery_file(&root, &secrets.name, &shared.passphrase)
     });
     kept.await.map_err(|error| Problem::internal(error.to_string()))?.map_err(|error| Problem::internal(error.to_string()))
 }
@@ -506,10 +526,8 @@ async fn import(app: App, body: ImportBody) -> Reply {
     let (recovered, _) = opened.await.map_err(|error| Problem::internal(error.to_string()))??;
     let root = Zeroizing::new(*recovered.root.expose());
     let name = Some(body.name.unwrap_or_else(|| recovered.name.clone()));
-    let Answer::Agent { agent, name, root, seed, term, import } = app.call(Call::Import { root, name }).await? else {
-        return Err(unexpected());
-    };
-    keep(&app, agent, &name, &root, &seed, term, None).await?;
+    // The keystore has it before this is answered.
+    let Answer::Agent { import, .. } = app.call(Call::Import { root, name }).await? else { return Err(unexpected()) };
     Ok(Json(value(import)))
 }
 
@@ -518,7 +536,19 @@ async fn agent_show(State(app): State<App>, UrlPath(agent): UrlPath<String>) -> 
     let Answer::Agents(agents) = app.call(Call::Agents).await? else { return Err(unexpected()) };
     let did = id.to_did();
     let found = agents.into_iter().find(|agent| agent.agent == did).ok_or_else(|| Problem::from(CallError::UnknownAgent(agent)))?;
-    Ok(Json(value(found)))
+    Ok(Json(app.agents(vec![found]).remove(0)))
+}
+
+/// A client has written the recovery file that a birth or an export was answered with.
+async fn recovery_written(State(app): State<App>, UrlPath(agent): UrlPath<String>) -> Reply {
+    let id = app.agent(&agent)?;
+    let shared = Arc::clone(&app.shared);
+    let noted = tokio::task::spawn_blocking(move || shared.keystore.lock().recovery_written(&id));
+    noted.await.map_err(|error| Problem::internal(error.to_string()))?.map_err(|error| match error {
+        KeystoreError::NoSuchAgent(_) => CallError::UnknownAgent(agent).into(),
+        error => Problem::internal(error.to_string()),
+    })?;
+    Ok(Json(json!({})))
 }
 
 #[derive(Deserialize, Default)]

@@ -699,11 +699,17 @@ impl Node {
     /// Another host has taken the owner over: stop writing for it.
     pub(crate) fn fence_owner(&mut self, id: &OwnerKey, by: &CertifiedHead) {
         let term = by.manifest.version.term;
-        let did = id.to_did();
-        let Some(owner) = self.owners.get_mut(id) else { return };
-        if matches!(owner.state, OwnerState::Fenced(_)) || *id == self.node_owner {
-            return;
+        let writes = self.owners.get(id).is_some_and(|owner| !matches!(owner.state, OwnerState::Fenced(_)));
+        if writes && *id != self.node_owner {
+            self.stop_writing(id, term);
+            let did = id.to_did();
+            self.alarm("fenced", format!("{did} was taken over by another node in term {term}: this node only reads for it now"));
         }
+    }
+
+    /// The owner lives elsewhere, in `term`: nothing is written for it any more, and whoever waits is told.
+    pub(crate) fn stop_writing(&mut self, id: &OwnerKey, term: u64) {
+        let Some(owner) = self.owners.get_mut(id) else { return };
         owner.state = OwnerState::Fenced(term);
         let mut writes = Vec::new();
         let mut waiting = Vec::new();
@@ -721,7 +727,6 @@ impl Node {
                 self.tell_put(id, &name, waiter, Err(CallError::Fenced { term }));
             }
         }
-        self.alarm("fenced", format!("{did} was taken over by another node in term {term}: this node only reads for it now"));
     }
 
     /// `agent/section`, as a user would name it.
