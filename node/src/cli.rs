@@ -1,21 +1,25 @@
 //! The command line. Every verb but `up`, `demo` and `certificate verify` is a client of the control API (docs/spec/api.md).
 
 use std::{
-    io::Write as _,
+    io::{Read as _, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use anyhow::Context as _;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, error::ErrorKind, value_parser};
 use data_encoding::BASE64;
+use persona_agent::personality::ATTRIBUTES_BYTES_MAX;
 use persona_fragments::{CertifiedHead, Ed25519Verifier};
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::{
+    advice::Told,
+    bench::{CLIENTS_MAX, OPERATIONS_MAX},
     client::{Client, Failure, segment},
     daemon::{self, Options},
+    http::DOCUMENT_BYTES_MAX,
     keystore::{PassphrasePurpose, PassphraseSource, files, passphrase},
     output,
 };
@@ -111,7 +115,7 @@ enum Verb {
         #[arg(long, default_value_t = 0, value_name = "SEQ")]
         after: u64,
     },
-    /// Measure this node
+    /// Measure a node
     #[command(subcommand, after_help = "Example:\n  persona bench storage --nodes 14")]
     Bench(BenchVerb),
     /// Show on this machine that a personality outlives the machines that carry it
@@ -167,8 +171,8 @@ enum AgentVerb {
     /// List the agents of this node
     #[command(after_help = "Example:\n  persona agent list")]
     List,
-    /// Show an agent and its sections
-    #[command(after_help = "Example:\n  persona agent show ada")]
+    /// Show an agent and its sections, as their last puts left them: no holder is asked
+    #[command(after_help = "Example:\n  persona agent show ada\n\n`persona analyze ada/core` asks the holders now.")]
     Show {
         /// An agent of this node
         agent: String,
@@ -229,16 +233,16 @@ enum SectionVerb {
         /// The document; - for stdin
         file: PathBuf,
         /// core, relationship, active or document
-        #[arg(long, default_value = "document")]
+        #[arg(long, default_value = "document", value_parser = ["core", "relationship", "active", "document"])]
         class: String,
         /// How long a version lives unless this node renews it, in seconds [default: the class's]
         #[arg(long, value_name = "SECONDS")]
         ttl: Option<f64>,
         /// The level to ask for, 1 to 10 [default: the class's]
-        #[arg(long)]
+        #[arg(long, value_parser = value_parser!(u8).range(1..=10))]
         level: Option<u8>,
         /// Refuse to store at a lower level
-        #[arg(long, value_name = "L")]
+        #[arg(long, value_name = "L", value_parser = value_parser!(u8).range(0..=10))]
         require_level: Option<u8>,
     },
     /// Read a section through the mesh
@@ -276,26 +280,37 @@ enum CertificateVerb {
     },
 }
 
+const BENCH_HELP: &str = "Example:
+  persona bench storage --bytes 16384 --clients 1,16 --operations 200
+
+Where the time goes (with --json under put_time and get_time; docs/performance.md has it in full):
+the run's wall-clock time on the measuring node, divided into shares whose sum is 1.
+  crypto             its signatures and verifications, measured, and its sealing, timed apart
+  coding             its Reed-Solomon coding and hashes of shards, timed apart
+  other              the rest of its own code: the protocol, the wire format
+  disk               the syncs of its own disk
+  network+holders    neither of these: transport, and the holders' own work and syncs, undivided";
+
 #[derive(Subcommand)]
 enum BenchVerb {
     /// Put and get sections of the node's own through the mesh
-    #[command(after_help = "Example:\n  persona bench storage --bytes 16384 --clients 1,16 --operations 200")]
+    #[command(after_help = BENCH_HELP)]
     Storage {
         /// Bytes in each section
-        #[arg(long, default_value_t = 16 * 1024)]
+        #[arg(long, default_value_t = 16 * 1024, value_parser = value_parser!(u32).range(1..=DOCUMENT_BYTES_MAX as i64))]
         bytes: u32,
         /// The level to ask for: 5 is core's
-        #[arg(long, default_value_t = 5)]
+        #[arg(long, default_value_t = 5, value_parser = value_parser!(u8).range(1..=10))]
         level: u8,
-        /// Clients at once; several numbers give several runs
-        #[arg(long, value_delimiter = ',', default_values_t = [1, 16])]
+        /// Clients at once, 1 to 64; several numbers give several runs
+        #[arg(long, value_delimiter = ',', default_values_t = [1, 16], value_parser = value_parser!(u32).range(1..=i64::from(CLIENTS_MAX)))]
         clients: Vec<u32>,
         /// Puts, and as many gets, in each run
-        #[arg(long, default_value_t = 300)]
+        #[arg(long, default_value_t = 300, value_parser = value_parser!(u32).range(1..=i64::from(OPERATIONS_MAX)))]
         operations: u32,
         /// Start a mesh of this many nodes for it, instead of using the node in --dir
-        #[arg(long, value_name = "N")]
-        nodes: Option<usize>,
+        #[arg(long, value_name = "N", value_parser = value_parser!(u8).range(1..=64))]
+        nodes: Option<u8>,
     },
 }
 
@@ -317,7 +332,10 @@ struct Demo {
 
 /// Runs the command line.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return misused(&error),
+    };
     logs();
     let workers = std::thread::available_parallelism().map_or(2, |cores| cores.get().clamp(2, 4));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build();
@@ -343,19 +361,14 @@ fn logs() {
 
 /// An error for people on stderr, and with --json for programs on stdout too.
 fn tell(error: &anyhow::Error, as_json: bool) {
-    let failure = error.downcast_ref::<Failure>();
+    let told = Told::of(error);
     if as_json {
-        let value = match failure {
-            Some(failure) => {
-                json!({"error": {"title": failure.title, "detail": failure.detail, "hint": failure.hint, "data": failure.data}})
-            }
-            None => json!({"error": {"title": "failed", "detail": format!("{error:#}"), "hint": "", "data": {}}}),
-        };
-        output::line(&value.to_string());
+        output::line(&told.to_json().to_string());
     }
     let mut talk = std::io::stderr().lock();
-    let _ = writeln!(talk, "error: {error:#}");
-    if let Some(card) = failure.map(|failure| &failure.data["card"]).filter(|card| card.is_object()) {
+    let _ = writeln!(talk, "error: {}", told.detail);
+    let card = &told.data["card"];
+    if card.is_object() {
         let _ = writeln!(
             talk,
             "its card: {}, term {}, at home on {}, personality {}",
@@ -365,9 +378,51 @@ fn tell(error: &anyhow::Error, as_json: bool) {
             text(&card["commitment"])
         );
     }
-    if let Some(failure) = failure.filter(|failure| !failure.hint.is_empty()) {
-        let _ = writeln!(talk, "hint: {}", failure.hint);
+    if told.shows_its_hint() {
+        let _ = writeln!(talk, "hint: {}", told.hint);
     }
+}
+
+/// Wrong usage, told like every other error, with exit status 2. To be asked for help or the version is none.
+fn misused(error: &clap::Error) -> ExitCode {
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    let said: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    let told = misuse(error, &said);
+    if said.iter().any(|word| word == "--json") {
+        output::line(&told.to_json().to_string());
+    }
+    let mut talk = std::io::stderr().lock();
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let _ = write!(talk, "{error}");
+    } else {
+        let _ = writeln!(talk, "error: {}", told.detail);
+    }
+    let _ = writeln!(talk, "hint: {}", told.hint);
+    ExitCode::from(2)
+}
+
+/// What the parser says, on one line and without its usage, and the verb whose `--help` has it.
+fn misuse(error: &clap::Error, said: &[String]) -> Told {
+    let detail = match error.kind() {
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => "a verb is missing".to_owned(),
+        _ => {
+            let whole = error.to_string();
+            let words = whole.split("\n\nUsage:").next().and_then(|words| words.split("\n\nFor more information").next()).unwrap_or(&whole);
+            words.trim_start_matches("error:").split_whitespace().collect::<Vec<_>>().join(" ").replace(" tip: ", "; ")
+        }
+    };
+    let mut command = Cli::command();
+    let mut verb = vec!["persona".to_owned()];
+    for word in said {
+        let Some(found) = command.find_subcommand(word).cloned() else { continue };
+        verb.push(found.get_name().to_owned());
+        command = found;
+    }
+    let what = if command.has_subcommands() { "lists its verbs" } else { "has an example" };
+    Told { title: "usage".to_owned(), detail, hint: format!("`{} --help` {what}", verb.join(" ")), data: json!({}) }
 }
 
 async fn run(verb: Verb, common: &Common) -> anyhow::Result<ExitCode> {
@@ -462,22 +517,16 @@ async fn agent(verb: AgentVerb, common: &Common) -> anyhow::Result<()> {
     match verb {
         AgentVerb::Create { name, role, attributes, place, recovery } => {
             let attributes = match &attributes {
-                Some(file) => Some(std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?),
+                Some(file) => Some(attributes_in(file)?),
                 None => None,
             };
             let file = recovery
                 .map_or_else(|| Ok::<_, anyhow::Error>(common.dir()?.join("recovery").join(format!("{name}.persona-recovery"))), Ok)?;
-            if file.exists() {
-                return Err(Failure::new(
-                    "exists",
-                    format!("{} exists already", file.display()),
-                    "a recovery file is never replaced: choose another with --recovery",
-                )
-                .into());
-            }
+            keep_what_is_there(&file, "choose another with --recovery FILE")?;
             let body = json!({"name": name, "role": role, "attributes": attributes, "place": place});
             let mut reply = client.post("/v1/agents", &body).await?;
             write_recovery(&file, &reply)?;
+            say_that_it_is_written(&client, &reply).await;
             reply["recovery_file"] = json!(file.display().to_string());
             if let Some(reply) = reply.as_object_mut() {
                 reply.remove("recovery");
@@ -515,7 +564,7 @@ async fn agent(verb: AgentVerb, common: &Common) -> anyhow::Result<()> {
                 let sections = rows(&reply["sections"], |section| {
                     let left = section["expires_in_s"].as_f64().map_or_else(|| "-".to_owned(), |left| format!("{left:.0} s left"));
                     format!(
-                        "  {:<40} {:<12} level {}  {}/{} placed  {left}  {}",
+                        "  {:<40} {:<12} level {} at its last put  {}/{} placed  {left}  {}",
                         text(&section["name"]),
                         text(&section["class"]),
                         section["level"],
@@ -524,24 +573,20 @@ async fn agent(verb: AgentVerb, common: &Common) -> anyhow::Result<()> {
                         text(&section["kad_key"])
                     )
                 });
+                let name = text(&reply["name"]);
                 format!(
-                    "{}  {}\nterm {}  {}\n{sections}",
-                    text(&reply["name"]),
+                    "{name}  {}\nterm {}  {}\n{sections}\nno holder was asked for this: `persona analyze {name}/core` shows who has its shard now, and the level now",
                     text(&reply["agent"]),
                     reply["term"],
                     text(&reply["state"])
                 )
             });
+            if reply["recovery_written"] == false {
+                note(&daemon::recovery_advice(text(&reply["name"])));
+            }
         }
         AgentVerb::Export { agent, file, passphrase_file } => {
-            if file.exists() {
-                return Err(Failure::new(
-                    "exists",
-                    format!("{} exists already", file.display()),
-                    "a recovery file is never replaced: choose another name",
-                )
-                .into());
-            }
+            keep_what_is_there(&file, "choose another name: `persona agent export AGENT FILE`")?;
             let own = match passphrase_file {
                 Some(file) => Some(passphrase(&PassphraseSource::File(file), PassphrasePurpose::Seal)?),
                 None => None,
@@ -549,6 +594,7 @@ async fn agent(verb: AgentVerb, common: &Common) -> anyhow::Result<()> {
             let body = json!({"passphrase": own.as_ref().map(|own| own.expose())});
             let mut reply = client.post(&format!("/v1/agents/{}/export", segment(&agent)), &body).await?;
             write_recovery(&file, &reply)?;
+            say_that_it_is_written(&client, &reply).await;
             if let Some(reply) = reply.as_object_mut() {
                 reply.remove("recovery");
                 reply.insert("recovery_file".into(), json!(file.display().to_string()));
@@ -592,19 +638,17 @@ async fn section(verb: SectionVerb, common: &Common) -> anyhow::Result<()> {
         SectionVerb::Put { agent, name, file, class, ttl, level, require_level } => {
             let content = if file.as_os_str() == "-" {
                 let mut content = Vec::new();
-                std::io::Read::read_to_end(&mut std::io::stdin().lock(), &mut content).context("cannot read stdin")?;
+                let stdin = std::io::stdin().lock();
+                std::io::Read::take(stdin, DOCUMENT_BYTES_MAX as u64 + 1).read_to_end(&mut content).context("cannot read stdin")?;
                 content
             } else {
-                std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?
+                match files::read_bounded(&file, DOCUMENT_BYTES_MAX as u64) {
+                    Err(error) if error.kind() == std::io::ErrorKind::FileTooLarge => return Err(too_large(&file)),
+                    read => read.with_context(|| format!("cannot read {}", file.display()))?,
+                }
             };
-            if content.len() > persona_fragments::SECTION_BYTES_MAX {
-                let detail = format!(
-                    "{} has {} bytes, and a section at most {}",
-                    file.display(),
-                    content.len(),
-                    persona_fragments::SECTION_BYTES_MAX
-                );
-                return Err(Failure::new("too-large", detail, "split it into several sections").into());
+            if content.len() > DOCUMENT_BYTES_MAX {
+                return Err(too_large(&file));
             }
             let mut path = format!("/v1/agents/{}/sections/{}?class={}", segment(&agent), segment(&name), segment(&class));
             let given = [
@@ -646,6 +690,11 @@ async fn section(verb: SectionVerb, common: &Common) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn too_large(file: &Path) -> anyhow::Error {
+    let what = if file.as_os_str() == "-" { "stdin".to_owned() } else { file.display().to_string() };
+    Failure::new("too-large", format!("{what} has more than the {DOCUMENT_BYTES_MAX} bytes of a document"), "split it into several").into()
+}
+
 async fn certificate(verb: CertificateVerb, common: &Common) -> anyhow::Result<()> {
     match verb {
         CertificateVerb::Export { target, output } => {
@@ -667,7 +716,7 @@ async fn certificate(verb: CertificateVerb, common: &Common) -> anyhow::Result<(
                 Failure::new(
                     "invalid-certificate",
                     format!("{}: {error}", file.display()),
-                    "it proves nothing: export it again from a node that reads the section",
+                    "it proves nothing: `persona certificate export AGENT/SECTION --output FILE`, on a node that reads the section, writes another",
                 )
             })?;
             let manifest = &head.manifest;
@@ -721,14 +770,57 @@ async fn inbox(common: &Common, agent: &str, follow: bool, after: u64) -> anyhow
     }
 }
 
+/// The attributes in a user's file. Whether they are JSON is for the node to say.
+fn attributes_in(file: &Path) -> anyhow::Result<String> {
+    let bytes = files::read_bounded(file, ATTRIBUTES_BYTES_MAX as u64).map_err(|error| match error.kind() {
+        std::io::ErrorKind::FileTooLarge => {
+            let detail =
+                format!("the attributes in {} are too large: an agent is born with at most {ATTRIBUTES_BYTES_MAX} bytes", file.display());
+            Failure::new("too-large", detail, "keep the rest in documents: `persona section put AGENT doc/NAME FILE`").into()
+        }
+        _ => anyhow::Error::from(error).context(format!("cannot read {}", file.display())),
+    })?;
+    String::from_utf8(bytes).map_err(|_| {
+        let detail = format!("the attributes in {} are not UTF-8 text", file.display());
+        Failure::new("bad-request", detail, "give a JSON file, such as `persona agent create ada --attributes ada.json`").into()
+    })
+}
+
+/// A recovery file is never replaced, nor is anything else that lies where one shall go: it may be the only way back to another agent.
+fn keep_what_is_there(file: &Path, instead: &str) -> anyhow::Result<()> {
+    if std::fs::symlink_metadata(file).is_err() {
+        return Ok(());
+    }
+    let detail = format!("{} exists already", file.display());
+    Err(Failure::new("exists", detail, format!("a recovery file is never replaced: {instead}")).into())
+}
+
 fn write_recovery(file: &Path, reply: &Value) -> anyhow::Result<()> {
     let bytes = BASE64.decode(text(&reply["recovery"]).as_bytes()).context("the node's answer is malformed")?;
-    if let Some(parent) = file.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        files::create_private_directory(parent).with_context(|| format!("cannot create {}", parent.display()))?;
-    }
-    files::replace(file, &bytes).with_context(|| {
-        format!("cannot write the recovery file {}: the agent lives, write it again with `persona agent export`", file.display())
+    let written = || -> anyhow::Result<()> {
+        if let Some(parent) = file.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            files::create_private_directory(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+        }
+        // It may have come there while the agent was being born.
+        keep_what_is_there(file, "choose another")?;
+        Ok(files::replace(file, &bytes)?)
+    };
+    written().map_err(|error| {
+        let detail = format!("cannot write the recovery file {}: {error:#}", file.display());
+        let hint = format!(
+            "the agent lives, but has no recovery file yet: `persona agent export {} FILE` writes it elsewhere",
+            text(&reply["name"])
+        );
+        Failure::new("no-recovery-file", detail, hint).into()
     })
+}
+
+/// Tells the node that somebody has the recovery file now: until then it asks for one.
+async fn say_that_it_is_written(client: &Client, reply: &Value) {
+    let path = format!("/v1/agents/{}/recovery-written", segment(text(&reply["agent"])));
+    if let Err(error) = client.post(&path, &json!({})).await {
+        note(&format!("the recovery file is written, but the node could not be told and goes on to ask for one: {error:#}"));
+    }
 }
 
 /// AGENT/SECTION or a Kademlia key, as a query.
@@ -830,7 +922,7 @@ fn status_text(reply: &Value) -> String {
             .min()
             .unwrap_or(0);
         lines.push(format!(
-            "agent {}  {}  term {}  {}  lowest level {worst}",
+            "agent {}  {}  term {}  {}  lowest level at the last puts {worst}",
             text(&agent["name"]),
             text(&agent["agent"]),
             agent["term"],
@@ -888,14 +980,14 @@ async fn bench_storage(
     level: u8,
     clients: &[u32],
     operations: u32,
-    nodes: Option<usize>,
+    nodes: Option<u8>,
 ) -> anyhow::Result<ExitCode> {
     // The mesh, if there is one, lives until this function returns.
     let mesh = match nodes {
         Some(nodes) => {
             let binary = std::env::current_exe().context("cannot find this program's own file")?;
             note(&format!("starting {nodes} nodes on loopback ..."));
-            Some(persona_drill::Mesh::start(&binary, &persona_drill::MeshOptions::of(nodes, "benchmark")).await?)
+            Some(persona_drill::Mesh::start(&binary, &persona_drill::MeshOptions::of(usize::from(nodes), "benchmark")).await?)
         }
         None => None,
     };
@@ -913,25 +1005,101 @@ async fn bench_storage(
     let report =
         json!({"runs": runs, "peers": status["peers"], "cores": std::thread::available_parallelism().map_or(0, |cores| cores.get())});
     show(common, &report, |report| {
-        let head = "clients  operation      p50       p99   per second   crypto  coding    disk  network+holders".to_owned();
+        let head = "clients  operation      p50       p99   per second   crypto  coding   other    disk  network+holders".to_owned();
         let table = report["runs"].as_array().into_iter().flatten().flat_map(|run| {
             ["put", "get"].map(|what| {
                 let (series, share) = (&run[what], &run[format!("{what}_time")]["share"]);
-                let percent = |name: &str| format!("{:.0} %", number(&share[name]) * 100.0);
+                let percent = |name: &str| format!("{:.1} %", number(&share[name]) * 100.0);
                 format!(
-                    "{:>7}  {what:<9} {:>6.2} ms {:>6.2} ms {:>10.0}   {:>6}  {:>6}  {:>6}  {:>7}",
+                    "{:>7}  {what:<9} {:>6.2} ms {:>6.2} ms {:>10.0}   {:>6}  {:>6}  {:>6}  {:>6}  {:>15}",
                     run["clients"],
                     number(&series["p50_ms"]),
                     number(&series["p99_ms"]),
                     number(&series["per_second"]),
                     percent("crypto"),
                     percent("coding"),
+                    percent("other"),
                     percent("disk"),
-                    percent("network")
+                    percent("network_and_holders")
                 )
             })
         });
         std::iter::once(head).chain(table).collect::<Vec<_>>().join("\n")
     });
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn misuse_of(line: &str) -> Told {
+        let said: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+        let error = Cli::try_parse_from(std::iter::once("persona").chain(line.split_whitespace())).err().expect("this is wrong usage");
+        misuse(&error, &said)
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn wrong_usage_says_what_and_where_it_is_told_right() {
+        for (line, detail, hint) in [
+            ("", "a verb is missing", "`persona --help` lists its verbs"),
+            ("agent --json", "a verb is missing", "`persona agent --help` lists its verbs"),
+            ("agent create", "<NAME>", "`persona agent create --help` has an example"),
+            ("--json --dir /tmp/x section get ada", "<NAME>", "`persona section get --help` has an example"),
+            ("personality get ada --mode fresh", "invalid value 'fresh'", "`persona personality get --help` has an example"),
+            ("section put ada doc/x file --class secret", "invalid value 'secret'", "`persona section put --help` has an example"),
+            ("bench storage --nodes 14 --clients 1,0", "invalid value '0'", "`persona bench storage --help` has an example"),
+            ("frobnicate", "unrecognized subcommand 'frobnicate'", "`persona --help` lists its verbs"),
+            ("agent crate", "'crate'; a similar subcommand exists: 'create'", "`persona agent --help` lists its verbs"),
+        ] {
+            let told = misuse_of(line);
+            assert!(
+                told.detail.contains(detail) && !told.detail.contains('\n') && !told.detail.contains("Usage:"),
+                "{line}: {}",
+                told.detail
+            );
+            assert_eq!(told.hint, hint, "{line}");
+        }
+    }
+
+    #[test]
+    fn every_verb_has_a_help_with_an_example() {
+        fn look(command: &clap::Command, name: &str) {
+            let example = command.get_after_help().is_some_and(|help| help.to_string().contains("  persona "));
+            assert!(example || name == "persona", "{name} --help has no example");
+            for verb in command.get_subcommands() {
+                look(verb, &format!("{name} {}", verb.get_name()));
+            }
+        }
+        look(&Cli::command(), "persona");
+    }
+
+    #[test]
+    fn a_recovery_file_is_never_replaced() {
+        let scratch = tempfile::tempdir().unwrap();
+        let file = scratch.path().join("ada.persona-recovery");
+        let reply = json!({"name": "ada", "recovery": BASE64.encode(b"new")});
+        let no_recovery_file = |error: anyhow::Error| {
+            let told = Told::of(&error);
+            assert_eq!(told.title, "no-recovery-file");
+            assert!(told.hint.contains("persona agent export ada"), "{}", told.hint);
+        };
+        assert!(keep_what_is_there(&file, "choose another").is_ok());
+        std::fs::write(&file, b"old").unwrap();
+        assert_eq!(Told::of(&keep_what_is_there(&file, "choose another").unwrap_err()).title, "exists");
+        no_recovery_file(write_recovery(&file, &reply).unwrap_err());
+        assert_eq!(std::fs::read(&file).unwrap(), b"old");
+        // A link that leads nowhere is something too.
+        let link = scratch.path().join("link");
+        std::os::unix::fs::symlink("nowhere", &link).unwrap();
+        no_recovery_file(write_recovery(&link, &reply).unwrap_err());
+        let fresh = scratch.path().join("deep/fresh");
+        write_recovery(&fresh, &reply).unwrap();
+        assert_eq!(std::fs::read(&fresh).unwrap(), b"new");
+    }
 }

@@ -16,7 +16,7 @@ pub(crate) struct Client {
     token: String,
 }
 
-/// What went wrong, and what to do about it.
+/// What went wrong, and what to do about it. [`crate::advice`] tells it.
 #[derive(Debug, thiserror::Error)]
 #[error("{detail}")]
 pub(crate) struct Failure {

@@ -6,12 +6,13 @@
 //! ```text
 //!   HTTP ──calls──> ┌──────┐ ──requests, lookups, gossip──> mesh (swarm task)
 //!   mesh ──events─> │ Node │ ──batches──────────────────> store (writer thread)
-//!  store ──events─> └──────┘ ──answers──────────────────> HTTP
+//!  store ──events─> │      │ ──what to keep───────────> keystore (keeper thread)
+//! keeper ──events─> └──────┘ ──answers──────────────────> HTTP
 //! ```
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -20,7 +21,8 @@ use anyhow::{Context as _, bail};
 use parking_lot::{Mutex, RwLock};
 use persona_bootstrap::{AddressBook, JoinEvent, JoinOut, JoinSources, Joiner, Ticket, sources};
 use persona_core::{
-    AgentKeys, Answer, Call, CallError, Config, Gossip, Input, Judgement, Node, NodeKeys, Notice, Output, PublishError, RequestError,
+    AgentKeys, Answer, Call, CallError, Config, Gossip, ImportKeys, Input, Judgement, Keep, Node, NodeKeys, Notice, Output, PublishError,
+    RequestError,
 };
 use persona_fragments::{Ed25519Signer, Ed25519Verifier, OwnerKey};
 use persona_mesh::{HeadIndex, MeshCommand, MeshConfig, MeshEvent, MeshHandle, MeshLimits, Topic};
@@ -29,9 +31,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
     clock,
-    keystore::{Cost, KEYSTORE_FILE, Keystore, Passphrase, PassphrasePurpose, PassphraseSource, passphrase},
+    keystore::{
+        AgentSecrets, Cost, ImportSecrets, KEYSTORE_FILE, Keystore, KeystoreError, Passphrase, PassphrasePurpose, PassphraseSource, files,
+        passphrase,
+    },
     random::OsRandom,
-    store::{STORE_FILE, Store, StoreEvent},
+    store::{STORE_FILE, Store, StoreError, StoreEvent},
 };
 
 /// Calls waiting for the node. Beyond it the API answers 503.
@@ -39,6 +44,12 @@ const CALLS_WAITING_MAX: usize = 1024;
 
 /// Store events waiting for the node; the store coalesces the rest.
 const STORE_EVENTS_MAX: usize = 1024;
+
+/// Changes of the keystore waiting for their turn: one or two for an import. Beyond it an import is refused, or tried again later.
+const KEEPS_WAITING_MAX: usize = 256;
+
+/// Is locked while a node runs on a state directory (docs/spec/store.md#lock).
+const LOCK_FILE: &str = "lock";
 
 /// The address book is written at most this often.
 const BOOK_SAVE_MS: u64 = 1_000;
@@ -102,7 +113,56 @@ pub(crate) struct Shared {
     pub(crate) spent: Arc<crate::spent::Spent>,
 }
 
+/// A change of the keystore on its way to the keeper.
+struct KeepJob {
+    id: u64,
+    agent: OwnerKey,
+    keep: Keep,
+}
+
+/// What the keeper says of one change.
+type Kept = (u64, Result<(), String>);
+
+/// What to do about an agent whose recovery file nobody is known to have.
+pub(crate) fn recovery_advice(name: &str) -> String {
+    format!(
+        "nobody is known to have a recovery file of {name}, without which it dies with this node: `persona agent export {name} FILE` writes one"
+    )
+}
+
 impl Shared {
+    /// The agents that were born here and whose recovery file nobody is known to have, with their names.
+    pub(crate) fn without_recovery(&self) -> Vec<(OwnerKey, String)> {
+        let agents = self.keystore.lock().agents();
+        agents.into_iter().filter(|agent| !agent.recovery_written).map(|agent| (agent.agent, agent.name)).collect()
+    }
+
+    /// Changes what the keystore has of an agent, and by which name it goes here. It blocks.
+    fn keep(&self, agent: OwnerKey, keep: Keep) -> Result<(), KeystoreError> {
+        let mut keystore = self.keystore.lock();
+        match keep {
+            Keep::Importing { name, root, from_term } => {
+                keystore.put_import(&ImportSecrets { name: name.clone(), agent, from_term, root: *root })?;
+                self.names.write().entry(name).or_insert(agent);
+            }
+            Keep::NotImporting => {
+                keystore.remove_import(&agent)?;
+                let before = keystore.agents().into_iter().find(|known| known.agent == agent);
+                let mut names = self.names.write();
+                names.retain(|_, known| *known != agent);
+                names.extend(before.map(|known| (known.name, agent)));
+            }
+            Keep::Home { name, root, seed, term } => {
+                keystore.put_agent(&AgentSecrets { name: name.clone(), agent, term, root: *root, behaviour_seed: *seed })?;
+                tracing::info!(agent = name, term, "an agent came here, and lives here now");
+                let mut names = self.names.write();
+                names.retain(|_, known| *known != agent);
+                names.insert(name, agent);
+            }
+        }
+        Ok(())
+    }
+
     /// Asks the node.
     pub(crate) async fn call(&self, call: Call) -> Result<Answer, CallError> {
         let (answer, answered) = oneshot::channel();
@@ -116,6 +176,7 @@ impl Shared {
 enum Happening {
     Mesh(MeshEvent),
     Store(StoreEvent),
+    Kept(Kept),
     Call(PendingCall),
     Due,
     Stop,
@@ -125,6 +186,7 @@ enum Happening {
 pub(crate) async fn up(options: Options) -> anyhow::Result<()> {
     let started_us = clock::now().mono_us;
     let tickets = check(&options)?;
+    let _lock = lock(&options.dir)?;
     let source = options.passphrase_file.clone().map_or(PassphraseSource::Any, PassphraseSource::File);
     let first = !options.dir.join(KEYSTORE_FILE).exists();
     let purpose = if first { PassphrasePurpose::Seal } else { PassphrasePurpose::Open };
@@ -145,17 +207,7 @@ pub(crate) async fn up(options: Options) -> anyhow::Result<()> {
     };
     let mut node = Node::new(keys, Config::default(), seed, clock::now());
     load(&mut node, &store)?;
-    let mut names = BTreeMap::new();
-    for entry in keystore.agents() {
-        let secrets = keystore.agent(&entry.name)?;
-        let keys = AgentKeys { name: entry.name.clone(), root: zeroize::Zeroizing::new(secrets.root), term: secrets.term };
-        match node.add_agent(keys) {
-            Ok(id) => {
-                names.insert(entry.name, id);
-            }
-            Err(reason) => tracing::error!(agent = entry.name, reason, "an agent cannot be taken up: import it from its recovery file"),
-        }
-    }
+    let names = take_up(&mut node, &keystore)?;
 
     let heads = Arc::new(HeadIndex::new());
     for (key, head) in node.heads_to_serve() {
@@ -163,23 +215,11 @@ pub(crate) async fn up(options: Options) -> anyhow::Result<()> {
     }
     let ports_path = options.dir.join("ports");
     let had = std::fs::read_to_string(&ports_path).unwrap_or_default();
-    let config = |listen: Vec<String>| MeshConfig {
-        mesh: options.mesh.clone(),
-        node_seed: *node_seed,
-        listen,
-        external: Vec::new(),
-        limits: MeshLimits::default(),
-    };
-    let again = listen_again(&options.listen, &had);
-    let started = match persona_mesh::start(config(again.clone()), Arc::clone(&heads)).await {
-        Err(error) if again != options.listen => {
-            tracing::warn!("{error}: this node listens on other ports than before, and others must find it anew");
-            persona_mesh::start(config(options.listen.clone()), Arc::clone(&heads)).await
-        }
-        started => started,
-    };
-    let (mesh, mut from_mesh) = started?;
-    crate::keystore::files::replace(&ports_path, ports_of(&mesh.view().listening).as_bytes()).context("cannot write the file ports")?;
+    let Started { mesh, events: mut from_mesh, moved } = start_mesh(&options.mesh, &node_seed, &options.listen, &had, &heads).await?;
+    if let Some(moved) = moved {
+        tracing::warn!("{moved}");
+    }
+    files::replace(&ports_path, ports_of(&mesh.view().listening).as_bytes()).context("cannot write the file ports")?;
 
     let book_path = options.dir.join("addresses");
     let loaded = sources::file::load(&book_path)?;
@@ -218,11 +258,18 @@ pub(crate) async fn up(options: Options) -> anyhow::Result<()> {
             shared.stop.send_replace(true);
         }
     });
+    let (keeper, jobs) = mpsc::channel(KEEPS_WAITING_MAX);
+    let (kept, mut from_keeper) = mpsc::channel(KEEPS_WAITING_MAX);
+    let keeping = tokio::task::spawn_blocking({
+        let shared = Arc::clone(&shared);
+        move || keep_all(&shared, jobs, &kept)
+    });
     let api = crate::http::serve(&options, Arc::clone(&shared)).await?;
     let mut shell = Shell {
         node,
         mesh,
         store,
+        keeper,
         heads,
         joiner,
         book: loaded.book,
@@ -249,6 +296,7 @@ pub(crate) async fn up(options: Options) -> anyhow::Result<()> {
             biased;
             _ = stopped.wait_for(|stop| *stop) => Happening::Stop,
             Some(event) = from_store.recv() => Happening::Store(event),
+            Some(kept) = from_keeper.recv() => Happening::Kept(kept),
             Some(event) = from_mesh.recv() => Happening::Mesh(event),
             Some(call) = from_api.recv() => Happening::Call(call),
             () = due => Happening::Due,
@@ -256,6 +304,7 @@ pub(crate) async fn up(options: Options) -> anyhow::Result<()> {
         match happening {
             Happening::Mesh(event) => shell.on_mesh(event),
             Happening::Store(event) => shell.on_store(event),
+            Happening::Kept((id, result)) => shell.run(Input::Kept { id, result }),
             Happening::Call(call) => shell.on_call(call),
             Happening::Due => shell.run(Input::Tick),
             Happening::Stop => break,
@@ -265,7 +314,10 @@ pub(crate) async fn up(options: Options) -> anyhow::Result<()> {
     let failed = shell.failed.take();
     shell.save_book();
     api.close();
-    let Shell { mesh, store, .. } = shell;
+    let Shell { mesh, store, keeper, .. } = shell;
+    // Nobody hears what becomes of the last changes, but they are made: the next start goes on from there.
+    drop((keeper, from_keeper));
+    keeping.await?;
     mesh.stop().await;
     tokio::task::spawn_blocking(move || store.close()).await?;
     if options.json {
@@ -287,6 +339,88 @@ fn check(options: &Options) -> anyhow::Result<Vec<Ticket>> {
         address.parse::<persona_bootstrap::Address>().with_context(|| format!("--bootstrap {address}"))?;
     }
     options.join.iter().enumerate().map(|(at, text)| text.parse::<Ticket>().with_context(|| format!("--join ticket {}", at + 1))).collect()
+}
+
+/// Makes sure that no other process uses the directory, before anybody is asked for a passphrase. The lock goes with the process.
+fn lock(dir: &Path) -> anyhow::Result<std::fs::File> {
+    files::create_private_directory(dir).with_context(|| format!("cannot create the state directory {}", dir.display()))?;
+    let path = dir.join(LOCK_FILE);
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(false);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let file = options.open(&path).with_context(|| format!("cannot open {}; check the directory's permissions", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(StoreError::InUse { place: path.display().to_string() }.into()),
+        Err(std::fs::TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+    }
+}
+
+/// Takes up every agent of the keystore, and goes on with every import; the names by which they go here. One that cannot be taken up is an
+/// alarm of the node's, and the others live.
+fn take_up(node: &mut Node, keystore: &Keystore) -> anyhow::Result<BTreeMap<String, OwnerKey>> {
+    let mut names = BTreeMap::new();
+    for entry in keystore.agents() {
+        let secrets = keystore.agent(&entry.name)?;
+        let keys = AgentKeys { name: entry.name.clone(), root: zeroize::Zeroizing::new(secrets.root), term: secrets.term };
+        if let Ok(id) = node.add_agent(keys) {
+            names.insert(entry.name, id);
+        }
+    }
+    for secrets in keystore.imports() {
+        let keys = ImportKeys { name: secrets.name.clone(), root: zeroize::Zeroizing::new(secrets.root), from_term: secrets.from_term };
+        let id = node.resume_import(keys);
+        names.entry(secrets.name.clone()).or_insert(id);
+    }
+    for stray in node.forget_strays() {
+        tracing::info!(
+            agent = stray.agent.to_did(),
+            sections = stray.sections,
+            partners = stray.partners,
+            messages = stray.messages,
+            "this disk has rows of an agent that is not in the keystore; they stay, and count again when it is imported"
+        );
+    }
+    Ok(names)
+}
+
+/// Changes the keystore, one after the other, until nobody asks any more.
+fn keep_all(shared: &Shared, mut jobs: mpsc::Receiver<KeepJob>, kept: &mpsc::Sender<Kept>) {
+    while let Some(KeepJob { id, agent, keep }) = jobs.blocking_recv() {
+        let result = shared.keep(agent, keep).map_err(|error| error.to_string());
+        // When the daemon stops nobody listens.
+        let _ = kept.blocking_send((id, result));
+    }
+}
+
+/// The mesh, as it was started.
+struct Started {
+    mesh: MeshHandle,
+    events: mpsc::Receiver<MeshEvent>,
+    /// Why it listens on other ports than before.
+    moved: Option<String>,
+}
+
+/// Starts the mesh on the ports that it had, and on others if those are taken.
+async fn start_mesh(name: &str, node_seed: &[u8; 32], listen: &[String], had: &str, heads: &Arc<HeadIndex>) -> anyhow::Result<Started> {
+    let config = |listen: Vec<String>| MeshConfig {
+        mesh: name.to_owned(),
+        node_seed: *node_seed,
+        listen,
+        external: Vec::new(),
+        limits: MeshLimits::default(),
+    };
+    let again = listen_again(listen, had);
+    match persona_mesh::start(config(again.clone()), Arc::clone(heads)).await {
+        Ok((mesh, events)) => Ok(Started { mesh, events, moved: None }),
+        Err(error) if again != listen => {
+            let moved = format!("{error}: this node listens on other ports than before, and others must find it anew");
+            let (mesh, events) = persona_mesh::start(config(listen.to_vec()), Arc::clone(heads)).await?;
+            Ok(Started { mesh, events, moved: Some(moved) })
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The ports that this node had before, in place of 0: tickets and other nodes' address books go on being right.
@@ -334,6 +468,19 @@ fn load(node: &mut Node, store: &Store) -> anyhow::Result<()> {
     }
 }
 
+/// Hands what the disk kept of an agent to the node, which forgot it since it does not live here.
+fn load_rows_of(node: &mut Node, store: &Store, agent: &OwnerKey) -> anyhow::Result<()> {
+    let mut refused = None;
+    for table in [Table::Own, Table::Outbox, Table::Inbox, Table::Meta] {
+        store.for_each(table, |key, value| {
+            if let Err(reason) = node.load_row_of(agent, table, key, value) {
+                refused.get_or_insert(reason);
+            }
+        })?;
+    }
+    refused.map_or(Ok(()), |reason| bail!("the store is damaged: {reason}"))
+}
+
 /// Until SIGINT or SIGTERM.
 pub(crate) async fn signals() {
     use tokio::signal::unix::{SignalKind, signal};
@@ -350,6 +497,7 @@ struct Shell {
     node: Node,
     mesh: MeshHandle,
     store: Store,
+    keeper: mpsc::Sender<KeepJob>,
     heads: Arc<HeadIndex>,
     joiner: Joiner,
     book: AddressBook,
@@ -400,6 +548,12 @@ impl Shell {
                     self.failed.get_or_insert(error.to_string());
                 }
             }
+            Output::Keep { id, agent, keep } => {
+                if self.keeper.try_send(KeepJob { id, agent, keep }).is_err() {
+                    inputs
+                        .push_back(Input::Kept { id, result: Err("too many changes of the keystore wait: try again in a moment".into()) });
+                }
+            }
             Output::Load { id, table, key } => match self.store.get(table, &key) {
                 Ok(value) => inputs.push_back(Input::Loaded { id, value }),
                 Err(error) => {
@@ -440,6 +594,11 @@ impl Shell {
     }
 
     fn on_call(&mut self, PendingCall { call, answer }: PendingCall) {
+        if let Some(agent) = self.node.wants_rows(&call)
+            && let Err(error) = load_rows_of(&mut self.node, &self.store, &agent)
+        {
+            self.failed.get_or_insert(error.to_string());
+        }
         self.next_call += 1;
         self.waiting.insert(self.next_call, answer);
         self.run(Input::Call { id: self.next_call, call });
@@ -571,5 +730,96 @@ fn mesh_topic(topic: Gossip) -> Topic {
         Gossip::Announce => Topic::Announce,
         Gossip::Alerts => Topic::Alerts,
         Gossip::Messages(lane) => Topic::Messages(lane),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+
+    use super::*;
+
+    const ANY: [&str; 2] = ["/ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.1/udp/0/quic-v1"];
+
+    fn any() -> Vec<String> {
+        ANY.map(str::to_owned).to_vec()
+    }
+
+    async fn start(had: &str) -> Started {
+        start_mesh("ports", &[7; 32], &any(), had, &Arc::new(HeadIndex::new())).await.expect("it listens")
+    }
+
+    /// Where it listens, once it does on both.
+    async fn ports(started: &mut Started) -> String {
+        let all = async {
+            loop {
+                let ports = ports_of(&started.mesh.view().listening);
+                if ports.lines().count() == ANY.len() {
+                    return ports;
+                }
+                started.events.recv().await.expect("the mesh is up");
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), all).await.expect("it listens on both")
+    }
+
+    /// Takes the ports itself, as soon as the sockets of a mesh that was stopped are closed.
+    async fn occupy(had: &str) -> (TcpListener, UdpSocket) {
+        let port = |kind: &str| had.lines().find_map(|line| line.strip_prefix(kind)?.trim().parse::<u16>().ok()).expect("a port");
+        let free = async {
+            loop {
+                let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, port("tcp")));
+                let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, port("udp")));
+                if let (Ok(tcp), Ok(udp)) = (tcp, udp) {
+                    return (tcp, udp);
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), free).await.expect("they are free again")
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_node_takes_its_ports_again_and_others_when_they_are_taken() {
+        let mut first = start("").await;
+        let had = ports(&mut first).await;
+        assert_eq!(first.moved, None, "it had none before");
+        first.mesh.stop().await;
+        drop(occupy(&had).await);
+
+        let mut again = start(&had).await;
+        assert_eq!((ports(&mut again).await, again.moved.as_deref()), (had.clone(), None));
+        again.mesh.stop().await;
+
+        let _occupied = occupy(&had).await;
+        let mut elsewhere = start(&had).await;
+        let (now, moved) = (ports(&mut elsewhere).await, elsewhere.moved.take().expect("it says so"));
+        assert!(now.lines().zip(had.lines()).all(|(now, had)| now != had), "{now} after {had}");
+        assert!(moved.contains("listens on other ports than before"), "{moved}");
+        elsewhere.mesh.stop().await;
+    }
+
+    #[test]
+    fn only_what_was_left_to_chance_is_as_before() {
+        let asked = ["/ip4/0.0.0.0/tcp/0", "/ip4/0.0.0.0/udp/0/quic-v1", "/ip6/::1/tcp/0", "/ip4/10.0.0.1/tcp/4001"].map(str::to_owned);
+        let again = listen_again(&asked, "tcp 5001\nudp 5002\n");
+        let wanted = ["/ip4/0.0.0.0/tcp/5001", "/ip4/0.0.0.0/udp/5002/quic-v1", "/ip6/::1/tcp/0", "/ip4/10.0.0.1/tcp/4001"];
+        assert_eq!(again, wanted);
+        for nothing in ["", "tcp\nudp x\n", "tcp 70000\n", "\0"] {
+            assert_eq!(listen_again(&asked, nothing), asked, "{nothing:?}");
+        }
+        assert_eq!(ports_of(&again[..2]), "tcp 5001\nudp 5002\n");
+    }
+
+    #[test]
+    fn a_directory_is_locked_before_anything_is_made_in_it() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let state = directory.path().join("state");
+        let held = lock(&state).expect("nobody uses it");
+        let error = lock(&state).expect_err("it is used");
+        assert!(matches!(error.downcast_ref::<StoreError>(), Some(StoreError::InUse { .. })), "{error:#}");
+        assert!(!state.join(KEYSTORE_FILE).exists() && !state.join(STORE_FILE).exists());
+        drop(held);
+        lock(&state).expect("the lock goes with its process");
     }
 }

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use axum::{
     Json, Router,
     body::Bytes,
@@ -30,14 +30,19 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use crate::{
+    bench::{CLIENTS_MAX, OPERATIONS_MAX},
+    client::Failure,
     clock,
     daemon::{Options, Shared},
-    keystore::{AgentSecrets, Cost, Passphrase, derive_key, files},
+    keystore::{AgentSecrets, Cost, KeystoreError, Passphrase, derive_key, files},
     random::OsRandom,
 };
 
-/// The largest request body: a section, and a little.
-const BODY_BYTES_MAX: usize = (1 << 20) + (64 << 10);
+/// The largest request body: the attributes of an agent, near a section's size, with every quote and line break of theirs escaped, and a little.
+const BODY_BYTES_MAX: usize = 2 * persona_fragments::SECTION_BYTES_MAX + (64 << 10);
+
+/// The largest document: what is left of a section when its frame has its share.
+pub(crate) const DOCUMENT_BYTES_MAX: usize = persona_fragments::SECTION_BYTES_MAX - 64;
 
 /// No request waits longer than this for news.
 const WAIT_S_MAX: u64 = 30;
@@ -66,18 +71,22 @@ struct App {
 
 /// Binds, writes the files by which clients find it, and serves.
 pub(crate) async fn serve(options: &Options, shared: Arc<Shared>) -> anyhow::Result<Api> {
-    let address: SocketAddr =
-        options.api.parse().with_context(|| format!("--api {}: not an address and a port, such as 127.0.0.1:0", options.api))?;
+    let address: SocketAddr = options.api.parse().map_err(|_| {
+        let detail = format!("--api {}: not an address and a port", options.api);
+        Failure::new("bad-address", detail, "give one such as --api 127.0.0.1:4000; without --api the system chooses a port")
+    })?;
     let loopback = match address.ip() {
         IpAddr::V4(ip) => ip.is_loopback(),
         IpAddr::V6(ip) => ip.is_loopback(),
     };
     if !loopback {
-        bail!("--api {address}: the control API is served on loopback only; reach it through a tunnel");
+        let detail = format!("--api {address}: the control API is served on loopback only");
+        return Err(Failure::new("bad-address", detail, "give --api 127.0.0.1:PORT, and reach it from elsewhere by `ssh -L`").into());
     }
-    let listener = tokio::net::TcpListener::bind(address)
-        .await
-        .with_context(|| format!("cannot listen on {address}; choose another port with --api"))?;
+    let listener = tokio::net::TcpListener::bind(address).await.map_err(|error| {
+        let detail = format!("the control API cannot listen on {address}: {error}");
+        Failure::new("cannot-listen", detail, "choose another port with --api; without --api the system chooses one")
+    })?;
     let address = listener.local_addr()?.to_string();
     let mut token = Zeroizing::new([0; 32]);
     getrandom::fill(token.as_mut()).context("the operating system gives no randomness")?;
@@ -94,6 +103,7 @@ pub(crate) async fn serve(options: &Options, shared: Arc<Shared>) -> anyhow::Res
     let agent = Router::new()
         .route("/", get(agent_show))
         .route("/export", post(agent_export))
+        .route("/recovery-written", post(recovery_written))
         .route("/personality", get(personality))
         .route("/sections/{name}", put(section_put).get(section_get))
         .route("/send", post(send))
@@ -113,18 +123,12 @@ pub(crate) async fn serve(options: &Options, shared: Arc<Shared>) -> anyhow::Res
         .route("/v1/verdicts", get(verdicts))
         .route("/v1/envelopes", post(envelopes))
         .route("/v1/bench/storage", post(bench_storage))
-        .fallback(|| async {
-            Problem::new(StatusCode::NOT_FOUND, "no-such-endpoint", "there is no such endpoint", "docs/spec/api.md lists them")
-        })
+        .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "no-such-endpoint", "there is no such endpoint", OTHER_VERSION) })
         .method_not_allowed_fallback(|| async {
-            Problem::new(
-                StatusCode::METHOD_NOT_ALLOWED,
-                "no-such-method",
-                "this endpoint has no such method",
-                "docs/spec/api.md lists them",
-            )
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "no-such-method", "this endpoint has no such method", OTHER_VERSION)
         })
         .layer(middleware::from_fn_with_state(app.clone(), authorize))
+        .layer(middleware::map_response(as_problem))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(app);
     tokio::spawn(async move {
@@ -134,6 +138,32 @@ pub(crate) async fn serve(options: &Options, shared: Arc<Shared>) -> anyhow::Res
     });
     Ok(Api { address, dir: options.dir.clone() })
 }
+
+/// To whoever asks for what this version does not have.
+const OTHER_VERSION: &str =
+    "is the node of the same version as its client? `persona status --json` names the node's, `persona --version` the other";
+
+/// A request's parts are refused by the framework in plain text: here that becomes a problem like every other.
+async fn as_problem(response: Response) -> Response {
+    let is_error = response.status().is_client_error() || response.status().is_server_error();
+    let is_problem = response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == PROBLEM_JSON);
+    if !is_error || is_problem {
+        return response;
+    }
+    let status = response.status();
+    let said = axum::body::to_bytes(response.into_body(), 4096).await.unwrap_or_default();
+    let said = String::from_utf8_lossy(&said);
+    let detail = if said.is_empty() { format!("the request is refused with status {status}") } else { said.into_owned() };
+    if status == StatusCode::PAYLOAD_TOO_LARGE {
+        let hint = format!("a document has at most {DOCUMENT_BYTES_MAX} bytes: split it");
+        return Problem::new(status, "too-large", detail, hint).into_response();
+    }
+    let title = if status.is_client_error() { "bad-request" } else { "internal" };
+    Problem::new(status, title, detail, OTHER_VERSION).into_response()
+}
+
+/// The media type of errors (RFC 9457).
+const PROBLEM_JSON: &str = "application/problem+json";
 
 /// An error as `application/problem+json` (RFC 9457), with a hint.
 struct Problem(Box<Details>);
@@ -151,12 +181,14 @@ impl Problem {
         Self(Box::new(Details { status, title: title.to_owned(), detail: detail.into(), hint: hint.into(), data: json!({}) }))
     }
 
-    fn bad_request(detail: impl Into<String>) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, "bad-request", detail, "docs/spec/api.md has every field")
+    /// The hint names the command that does it right: who asks is a person at a command line, as a rule.
+    fn bad_request(detail: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "bad-request", detail, hint)
     }
 
     fn internal(detail: impl Into<String>) -> Self {
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail, "the node's log says more")
+        let hint = "the node's log says more: it is what `persona up` writes to stderr, and more of it with PERSONA_LOG=debug";
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail, hint)
     }
 }
 
@@ -165,7 +197,7 @@ impl IntoResponse for Problem {
         let Details { status, title, detail, hint, data } = *self.0;
         let body = json!({"type": "about:blank", "title": title, "status": status.as_u16(), "detail": detail, "hint": hint, "data": data});
         let mut response = (status, Json(body)).into_response();
-        response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/problem+json"));
+        response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(PROBLEM_JSON));
         response
     }
 }
@@ -185,6 +217,8 @@ impl From<CallError> for Problem {
             CallError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             CallError::BadRequest(_) => StatusCode::BAD_REQUEST,
             CallError::Refused { .. } => StatusCode::CONFLICT,
+            CallError::NotKept(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            CallError::ImportUnfinished { .. } => StatusCode::SERVICE_UNAVAILABLE,
         };
         let data = match &error {
             CallError::NotFound { asked, answered, .. } => json!({"asked": asked, "answered": answered}),
@@ -195,6 +229,9 @@ impl From<CallError> for Problem {
             | CallError::NotEnoughHolders { have, need, .. } => json!({"have": have, "need": need}),
             CallError::LevelNotReached { level, wanted, holders } => json!({"level": level, "wanted": wanted, "holders": holders}),
             CallError::Fenced { term } => json!({"term": term}),
+            CallError::ImportUnfinished { agent, term, certified, reason } => {
+                json!({"agent": agent, "term": term, "certified": certified, "reason": reason.title()})
+            }
             _ => json!({}),
         };
         Self(Box::new(Details { status, title: error.title().to_owned(), detail: error.to_string(), hint: error.hint(), data }))
@@ -216,13 +253,13 @@ struct Asked<T>(T);
 impl From<JsonRejection> for Problem {
     fn from(rejection: JsonRejection) -> Self {
         let title = if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE { "too-large" } else { "bad-request" };
-        Self::new(rejection.status(), title, rejection.body_text(), "docs/spec/api.md has every field")
+        Self::new(rejection.status(), title, rejection.body_text(), OTHER_VERSION)
     }
 }
 
 impl From<QueryRejection> for Problem {
     fn from(rejection: QueryRejection) -> Self {
-        Self::new(rejection.status(), "bad-request", rejection.body_text(), "docs/spec/api.md has every field")
+        Self::new(rejection.status(), "bad-request", rejection.body_text(), OTHER_VERSION)
     }
 }
 
@@ -254,10 +291,31 @@ impl App {
     /// A local agent's name, or an agent id.
     fn agent(&self, text: &str) -> Result<OwnerKey, Problem> {
         if text.starts_with("did:") && OwnerKey::from_did(text).is_none() {
-            return Err(Problem::bad_request(format!("{text:?} is no agent id: one reads did:key:z6Mk and 44 more characters")));
+            return Err(Problem::bad_request(
+                format!("{text:?} is no agent id: one reads did:key:z6Mk and 44 more characters"),
+                "`persona agent list` on the agent's own node shows its id",
+            ));
         }
         let id = OwnerKey::from_did(text).or_else(|| self.shared.names.read().get(text).copied());
         id.ok_or_else(|| CallError::UnknownAgent(text.to_owned()).into())
+    }
+
+    /// What the core tells of agents, and whether somebody has their recovery files, which the keystore knows.
+    fn agents(&self, reports: Vec<persona_core::report::AgentReport>) -> Vec<Value> {
+        let without = self.shared.without_recovery();
+        let with = |report: persona_core::report::AgentReport| {
+            let written = !without.iter().any(|(id, _)| report.agent == id.to_did());
+            let mut reply = value(report);
+            reply["recovery_written"] = json!(written);
+            reply
+        };
+        reports.into_iter().map(with).collect()
+    }
+
+    /// What an operator should do.
+    fn advice(&self) -> Vec<String> {
+        let recovery = self.shared.without_recovery().into_iter().map(|(_, name)| crate::daemon::recovery_advice(&name));
+        self.shared.advice.read().iter().cloned().chain(recovery).collect()
     }
 
     async fn call(&self, call: Call) -> Result<Answer, Problem> {
@@ -287,11 +345,11 @@ async fn status(State(app): State<App>) -> Reply {
         "peers": view.peers.len(),
         "ready": core.ready,
         "alone": core.alone,
-        "agents": core.agents,
+        "agents": app.agents(core.agents),
         "store": {"shards": core.shards_held, "bytes": core.shard_bytes, "sections": core.sections_held, "file_bytes": store.file_bytes},
         "network": {"kad_table": view.kad_peers, "gossip_peers": gossip_peers},
         "canary": core.canary,
-        "advice": *app.shared.advice.read(),
+        "advice": app.advice(),
         "alarms": core.alarms,
         "uptime_s": (clock::now().mono_us - app.shared.started_us) as f64 / 1e6,
         "pid": std::process::id(),
@@ -337,7 +395,7 @@ async fn stop(State(app): State<App>) -> Reply {
 
 async fn agents(State(app): State<App>) -> Reply {
     let Answer::Agents(agents) = app.call(Call::Agents).await? else { return Err(unexpected()) };
-    Ok(Json(json!({"agents": agents})))
+    Ok(Json(json!({"agents": app.agents(agents)})))
 }
 
 #[derive(Deserialize)]
@@ -357,9 +415,10 @@ fn check_name(name: &str) -> Result<(), Problem> {
     if sound {
         return Ok(());
     }
-    Err(Problem::bad_request(format!(
-        "{name:?} is no name for an agent: 1 to 32 letters, digits, '-', '_' or '.', starting with a letter or digit"
-    )))
+    Err(Problem::bad_request(
+        format!("{name:?} is no name for an agent: 1 to 32 letters, digits, '-', '_' or '.', starting with a letter or digit"),
+        "choose another, such as `persona agent create ada`; what people call it can stand in its attributes",
+    ))
 }
 
 /// Runs to its end even if the client goes away: an agent that lives must be in the keystore too.
@@ -371,11 +430,13 @@ async fn agent_create(State(app): State<App>, In(body): In<CreateBody>) -> Reply
     to_its_end(create(app, body)).await
 }
 
+const ATTRIBUTES_HINT: &str = "give a JSON file, such as `persona agent create ada --attributes ada.json`; any JSON will do";
+
 async fn create(app: App, body: CreateBody) -> Reply {
     check_name(&body.name)?;
     if let Some(attributes) = &body.attributes {
         serde_json::from_str::<serde::de::IgnoredAny>(attributes)
-            .map_err(|error| Problem::bad_request(format!("the attributes are not JSON: {error}")))?;
+            .map_err(|error| Problem::bad_request(format!("the attributes are not JSON: {error}"), ATTRIBUTES_HINT))?;
     }
     let call = Call::CreateAgent {
         name: body.name,
@@ -384,7 +445,7 @@ async fn create(app: App, body: CreateBody) -> Reply {
         attributes: body.attributes.unwrap_or_default().into_bytes(),
     };
     let Answer::Agent { agent, name, root, seed, term, .. } = app.call(call).await? else { return Err(unexpected()) };
-    let recovery = keep(&app, agent, &name, &root, &seed, term, None).await?;
+    let recovery = keep(&app, agent, &name, &root, &seed, term).await?;
     let published = app.call(Call::Publish { agent }).await.map_err(|mut problem| {
         problem.0.hint = format!(
             "{name} is born and kept on this disk, and is put again until it is placed; `persona agent export {name} FILE` writes its recovery file"
@@ -395,7 +456,7 @@ async fn create(app: App, body: CreateBody) -> Reply {
     Ok(Json(json!({"agent": agent.to_did(), "name": name, "recovery": BASE64.encode(recovery.as_bytes()), "sections": sections})))
 }
 
-/// Puts an agent's secrets into the keystore, and seals its recovery file.
+/// Puts the secrets of an agent that was born here into the keystore, and seals its recovery file.
 async fn keep(
     app: &App,
     agent: OwnerKey,
@@ -403,18 +464,14 @@ async fn keep(
     root: &Zeroizing<[u8; 32]>,
     seed: &Zeroizing<[u8; 32]>,
     term: u64,
-    passphrase: Option<Passphrase>,
 ) -> Result<String, Problem> {
     let secrets = AgentSecrets { name: name.to_owned(), agent, term, root: **root, behaviour_seed: **seed };
     let shared = Arc::clone(&app.shared);
     let root = root.clone();
     let kept = tokio::task::spawn_blocking(move || -> anyhow::Result<String> {
-        shared.keystore.lock().put_agent(&secrets)?;
-        let mut names = shared.names.write();
-        names.retain(|_, known| *known != agent);
-        names.insert(secrets.name.clone(), agent);
-        drop(names);
-        recovery_file(&root, &secrets.name, passphrase.as_ref().unwrap_or(&shared.passphrase))
+        shared.keystore.lock().put_born(&secrets)?;
+        shared.names.write().insert(secrets.name.clone(), agent);
+        recovery_file(&root, &secrets.name, &shared.passphrase)
     });
     kept.await.map_err(|error| Problem::internal(error.to_string()))?.map_err(|error| Problem::internal(error.to_string()))
 }
@@ -441,27 +498,27 @@ async fn agent_import(State(app): State<App>, In(body): In<ImportBody>) -> Reply
     to_its_end(import(app, body)).await
 }
 
+const RECOVERY_HINT: &str = "give the file that `persona agent create` or `persona agent export` wrote: `persona agent import FILE`";
+
 async fn import(app: App, body: ImportBody) -> Reply {
     if let Some(name) = &body.name {
         check_name(name)?;
     }
-    let bytes = BASE64.decode(body.recovery.as_bytes()).map_err(|_| Problem::bad_request("`recovery` is not base64"))?;
-    let text = String::from_utf8(bytes).map_err(|_| Problem::bad_request("the recovery file is not text: was it damaged on the way?"))?;
-    let file = RecoveryFile::decode(&text).map_err(|error| {
-        let hint = "give the file that `persona agent create` or `persona agent export` wrote";
-        Problem::new(StatusCode::BAD_REQUEST, "bad-request", error.to_string(), hint)
-    })?;
+    let bytes = BASE64.decode(body.recovery.as_bytes()).map_err(|_| Problem::bad_request("`recovery` is not base64", RECOVERY_HINT))?;
+    let text = String::from_utf8(bytes)
+        .map_err(|_| Problem::bad_request("the recovery file is not text: was it damaged on the way?", RECOVERY_HINT))?;
+    let file = RecoveryFile::decode(&text).map_err(|error| Problem::bad_request(error.to_string(), RECOVERY_HINT))?;
     let passphrase = Passphrase::new(body.passphrase);
     let opened = tokio::task::spawn_blocking(move || -> Result<_, Problem> {
         let kdf = file.kdf();
-        let cost = Cost::new(kdf.m_kib, kdf.t, kdf.p).map_err(|error| Problem::bad_request(error.to_string()))?;
-        let key = derive_key(&passphrase, &kdf.salt, cost).map_err(|error| Problem::bad_request(error.to_string()))?;
+        let cost = Cost::new(kdf.m_kib, kdf.t, kdf.p).map_err(|error| Problem::bad_request(error.to_string(), RECOVERY_HINT))?;
+        let key = derive_key(&passphrase, &kdf.salt, cost).map_err(|error| Problem::bad_request(error.to_string(), RECOVERY_HINT))?;
         let recovered = file.open(&key).map_err(|error| {
             Problem::new(
                 StatusCode::FORBIDDEN,
                 "wrong-passphrase",
                 error.to_string(),
-                "the passphrase is the one that was in force when the file was written",
+                "give the passphrase that was in force when the file was written: --passphrase-file FILE, or PERSONA_PASSPHRASE",
             )
         })?;
         Ok((recovered, passphrase))
@@ -469,10 +526,8 @@ async fn import(app: App, body: ImportBody) -> Reply {
     let (recovered, _) = opened.await.map_err(|error| Problem::internal(error.to_string()))??;
     let root = Zeroizing::new(*recovered.root.expose());
     let name = Some(body.name.unwrap_or_else(|| recovered.name.clone()));
-    let Answer::Agent { agent, name, root, seed, term, import } = app.call(Call::Import { root, name }).await? else {
-        return Err(unexpected());
-    };
-    keep(&app, agent, &name, &root, &seed, term, None).await?;
+    // The keystore has it before this is answered.
+    let Answer::Agent { import, .. } = app.call(Call::Import { root, name }).await? else { return Err(unexpected()) };
     Ok(Json(value(import)))
 }
 
@@ -481,7 +536,19 @@ async fn agent_show(State(app): State<App>, UrlPath(agent): UrlPath<String>) -> 
     let Answer::Agents(agents) = app.call(Call::Agents).await? else { return Err(unexpected()) };
     let did = id.to_did();
     let found = agents.into_iter().find(|agent| agent.agent == did).ok_or_else(|| Problem::from(CallError::UnknownAgent(agent)))?;
-    Ok(Json(value(found)))
+    Ok(Json(app.agents(vec![found]).remove(0)))
+}
+
+/// A client has written the recovery file that a birth or an export was answered with.
+async fn recovery_written(State(app): State<App>, UrlPath(agent): UrlPath<String>) -> Reply {
+    let id = app.agent(&agent)?;
+    let shared = Arc::clone(&app.shared);
+    let noted = tokio::task::spawn_blocking(move || shared.keystore.lock().recovery_written(&id));
+    noted.await.map_err(|error| Problem::internal(error.to_string()))?.map_err(|error| match error {
+        KeystoreError::NoSuchAgent(_) => CallError::UnknownAgent(agent).into(),
+        error => Problem::internal(error.to_string()),
+    })?;
+    Ok(Json(json!({})))
 }
 
 #[derive(Deserialize, Default)]
@@ -490,12 +557,21 @@ struct ExportBody {
     passphrase: Option<String>,
 }
 
-async fn agent_export(State(app): State<App>, UrlPath(agent): UrlPath<String>, body: Option<Json<ExportBody>>) -> Reply {
+async fn agent_export(State(app): State<App>, UrlPath(agent): UrlPath<String>, body: Bytes) -> Reply {
+    let body: ExportBody = if body.is_empty() {
+        ExportBody::default()
+    } else {
+        serde_json::from_slice(&body)
+            .map_err(|error| Problem::bad_request(format!("the body is not what it should be: {error}"), OTHER_VERSION))?
+    };
     let id = app.agent(&agent)?;
     let Answer::Agent { name, root, .. } = app.call(Call::Secrets { agent: id }).await? else { return Err(unexpected()) };
-    let own = body.and_then(|Json(body)| body.passphrase).map(Passphrase::new);
+    let own = body.passphrase.map(Passphrase::new);
     if own.as_ref().is_some_and(|own| own.expose().is_empty()) {
-        return Err(Problem::bad_request("the passphrase of a recovery file is not empty: whoever finds the file has the agent"));
+        return Err(Problem::bad_request(
+            "the passphrase of a recovery file is not empty: whoever finds the file has the agent",
+            "write a long one into the file that `persona agent export --passphrase-file FILE` names; without it the node's is taken",
+        ));
     }
     let shared = Arc::clone(&app.shared);
     let sealed_name = name.clone();
@@ -516,7 +592,10 @@ impl ModeQuery {
             None | Some("regular") => Ok(Mode::Regular),
             Some("any") => Ok(Mode::Any),
             Some("atomic") => Ok(Mode::Atomic),
-            Some(other) => Err(Problem::bad_request(format!("{other:?} is no mode: any, regular or atomic"))),
+            Some(other) => Err(Problem::bad_request(
+                format!("{other:?} is no mode: any, regular or atomic"),
+                "`persona personality get --help` says what each promises; regular is what you get without",
+            )),
         }
     }
 }
@@ -555,8 +634,10 @@ async fn section_put(
     let id = app.agent(&agent)?;
     let class = match query.class.as_deref() {
         None => Class::Document,
-        Some(name) => Class::from_name(name)
-            .ok_or_else(|| Problem::bad_request(format!("{name:?} is no class: core, relationship, active or document")))?,
+        Some(name) => Class::from_name(name).ok_or_else(|| {
+            let detail = format!("{name:?} is no class: core, relationship, active or document");
+            Problem::bad_request(detail, "leave --class out: `persona section put AGENT doc/NAME FILE` stores a document")
+        })?,
     };
     let call = Call::PutSection {
         agent: id,
@@ -592,8 +673,10 @@ struct SectionQuery {
 impl SectionQuery {
     async fn key(&self, app: &App) -> Result<SectionKey, Problem> {
         match (&self.key, &self.agent, &self.section) {
-            (Some(key), None, None) => SectionKey::from_kad_key(key)
-                .ok_or_else(|| Problem::bad_request(format!("{key:?} is no key: /persona/ and 52 characters of lowercase base32"))),
+            (Some(key), None, None) => SectionKey::from_kad_key(key).ok_or_else(|| {
+                let detail = format!("{key:?} is no key: /persona/ and 52 characters of lowercase base32");
+                Problem::bad_request(detail, "`persona agent show AGENT` on the agent's own node shows the keys of its sections")
+            }),
             (None, Some(agent), Some(section)) => {
                 let id = app.agent(agent)?;
                 let Answer::Agents(agents) = app.call(Call::Agents).await? else { return Err(unexpected()) };
@@ -615,7 +698,10 @@ impl SectionQuery {
                     )
                 })
             }
-            _ => Err(Problem::bad_request("give `key`, or `agent` and `section`")),
+            _ => Err(Problem::bad_request(
+                "give `key`, or `agent` and `section`",
+                "`persona analyze AGENT/SECTION`, such as ada/core, or `persona analyze /persona/...`",
+            )),
         }
     }
 }
@@ -719,11 +805,13 @@ struct BenchBody {
 }
 
 async fn bench_storage(State(app): State<App>, In(body): In<BenchBody>) -> Reply {
-    if body.bytes == 0 || body.bytes as usize > persona_fragments::SECTION_BYTES_MAX - 64 || !(1..=10).contains(&body.level) {
-        return Err(Problem::bad_request("bytes is between 1 and 1048512, level between 1 and 10"));
+    let hint = "`persona bench storage` without options measures what docs/performance.md shows; --help has their bounds";
+    if body.bytes == 0 || body.bytes as usize > DOCUMENT_BYTES_MAX || !(1..=10).contains(&body.level) {
+        return Err(Problem::bad_request(format!("bytes is between 1 and {DOCUMENT_BYTES_MAX}, level between 1 and 10"), hint));
     }
-    if body.clients == 0 || body.clients > 64 || body.operations == 0 || body.operations > 100_000 {
-        return Err(Problem::bad_request("clients is between 1 and 64, operations between 1 and 100000"));
+    if body.clients == 0 || body.clients > CLIENTS_MAX || body.operations == 0 || body.operations > OPERATIONS_MAX {
+        let detail = format!("clients is between 1 and {CLIENTS_MAX}, operations between 1 and {OPERATIONS_MAX}");
+        return Err(Problem::bad_request(detail, hint));
     }
     let report = crate::bench::storage(&app.shared, body.bytes, body.level, body.clients, body.operations).await?;
     Ok(Json(report))

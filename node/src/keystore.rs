@@ -1,8 +1,8 @@
 //! Everything secret of a node, in one sealed file (docs/spec/keystore.md).
 //!
 //! A passphrase opens the *master key* (Argon2id, then XChaCha20-Poly1305); the master key opens the entries, each sealed on its own and
-//! bound to what it is: the node's identity seed, the key for values in its store, and for each agent its root secret and, in an entry of
-//! its own, its behaviour seed. A change replaces the whole file, so that whenever the power goes there is the old one or the new one.
+//! bound to what it is: the node's identity seed, the key for values in its store, for each agent its root secret and, in an entry of its
+//! own, its behaviour seed, and the root secret of each agent whose import is not over. A change replaces the whole file, so that whenever the power goes there is the old one or the new one.
 
 use std::{
     collections::BTreeMap,
@@ -90,8 +90,35 @@ pub struct AgentEntry {
     pub name: String,
     /// Its id.
     pub agent: OwnerKey,
-    /// The term in which this node hosts it.
+    /// The term in which this node hosts it; of an import, the term of the host that it is taken over from.
     pub term: u64,
+    /// Whether somebody is known to have written its recovery file: `false` from its birth until [`Keystore::recovery_written`].
+    pub recovery_written: bool,
+}
+
+/// Agents by name, with the id that their entries share.
+type ByName = BTreeMap<String, (EntryId, AgentEntry)>;
+
+/// The secrets of an agent that is on its way here: its import is finished with them, whatever happens to this process. Wiped when dropped.
+#[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]
+pub struct ImportSecrets {
+    /// What its user is going to call it.
+    #[zeroize(skip)]
+    pub name: String,
+    /// Its id: the public key that the root secret derives.
+    #[zeroize(skip)]
+    pub agent: OwnerKey,
+    /// The term of the host that it is taken over from.
+    #[zeroize(skip)]
+    pub from_term: u64,
+    /// The root secret.
+    pub root: [u8; 32],
+}
+
+impl std::fmt::Debug for ImportSecrets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ImportSecrets({:?}, {:?}, from term {}, ..)", self.name, self.agent, self.from_term)
+    }
 }
 
 /// An agent's secrets. Wiped when dropped.
@@ -122,8 +149,8 @@ impl std::fmt::Debug for AgentSecrets {
 pub struct Keystore {
     path: PathBuf,
     contents: Contents,
-    /// Agents by name, with the id that their entries share.
-    agents: BTreeMap<String, (EntryId, AgentEntry)>,
+    agents: ByName,
+    importing: ByName,
     /// What the file ended with when this process last read or wrote it.
     checksum: [u8; 32],
 }
@@ -138,7 +165,7 @@ impl Keystore {
             return Err(KeystoreError::AlreadyExists(path));
         }
         let contents = Contents::create(passphrase, cost)?;
-        let mut keystore = Self { path, contents, agents: BTreeMap::new(), checksum: [0; 32] };
+        let mut keystore = Self { path, contents, agents: ByName::new(), importing: ByName::new(), checksum: [0; 32] };
         keystore.write()?;
         Ok(keystore)
     }
@@ -157,12 +184,12 @@ impl Keystore {
             ReadError::Damaged(detail) => KeystoreError::Damaged { path: path.clone(), detail },
             ReadError::Cost(error) => KeystoreError::Cost(error),
         })?;
-        let agents = contents.agents().map_err(|detail| KeystoreError::Damaged { path: path.clone(), detail })?;
+        let (agents, importing) = contents.agents().map_err(|detail| KeystoreError::Damaged { path: path.clone(), detail })?;
         files::remove_leftover(&path);
         if files::others_may_read(&path) {
             tracing::warn!(path = %path.display(), "others may read the keystore: `chmod 600` it");
         }
-        Ok(Self { path, contents, agents, checksum })
+        Ok(Self { path, contents, agents, importing, checksum })
     }
 
     /// The Ed25519 seed of the node's identity.
@@ -187,16 +214,25 @@ impl Keystore {
             name: entry.name.clone(),
             agent: entry.agent,
             term: entry.term,
-            root: *self.contents.root(*id),
+            root: *self.contents.root(Kind::Agent, *id),
             behaviour_seed: *self.contents.secret(Kind::BehaviourSeed, *id),
         })
     }
 
-    /// Adds an agent, or updates the one of the same name and id. When this returns `Ok`, it is on the disk.
+    /// Adds an agent that came from its recovery file, or updates the one of the same name and id. If it was being imported, it is no more.
+    /// When this returns `Ok`, it is on the disk.
     pub fn put_agent(&mut self, secrets: &AgentSecrets) -> Result<(), KeystoreError> {
-        if secrets.name.is_empty() || secrets.name.len() > NAME_BYTES_MAX {
-            return Err(KeystoreError::Name(secrets.name.len()));
-        }
+        self.put(secrets, true)
+    }
+
+    /// Adds an agent that was born here. Its recovery file is not written before [`Self::recovery_written`] says so.
+    pub fn put_born(&mut self, secrets: &AgentSecrets) -> Result<(), KeystoreError> {
+        self.put(secrets, false)
+    }
+
+    fn put(&mut self, secrets: &AgentSecrets, recovery_written: bool) -> Result<(), KeystoreError> {
+        self.check_name(&secrets.name, &secrets.agent)?;
+        let import = self.import_of(&secrets.agent);
         // An agent that came back under another name is the same agent: what was kept under the old one goes.
         let renamed: Vec<(String, EntryId)> = self
             .agents
@@ -205,30 +241,100 @@ impl Keystore {
             .map(|(name, (id, _))| (name.clone(), *id))
             .collect();
         let id = match self.agents.get(&secrets.name) {
-            Some((_, known)) if known.agent != secrets.agent => return Err(KeystoreError::NameTaken(secrets.name.clone())),
             Some((id, _)) => *id,
             None if self.agents.len() >= AGENTS_MAX => return Err(KeystoreError::TooManyAgents),
             None => EntryId::fresh(),
         };
-        let entry = AgentEntry { name: secrets.name.clone(), agent: secrets.agent, term: secrets.term };
-        self.change(|contents, agents| {
+        let entry = AgentEntry { name: secrets.name.clone(), agent: secrets.agent, term: secrets.term, recovery_written };
+        self.change(|contents, agents, importing| {
             for (name, old) in renamed {
-                contents.remove(Kind::Agent, old);
-                contents.remove(Kind::BehaviourSeed, old);
+                contents.remove_agent(old);
                 agents.remove(&name);
             }
+            if let Some((name, old)) = import {
+                contents.remove(Kind::Importing, old);
+                importing.remove(&name);
+            }
+            contents.remove_agent(id);
             contents.seal_agent(id, secrets);
+            if !recovery_written {
+                contents.mark_no_recovery(id);
+            }
             agents.insert(entry.name.clone(), (id, entry));
         })
+    }
+
+    /// An agent's recovery file is known to be written. When this returns `Ok`, that is on the disk.
+    pub fn recovery_written(&mut self, agent: &OwnerKey) -> Result<(), KeystoreError> {
+        let known = self.agents.values().find(|(_, known)| known.agent == *agent);
+        let (id, entry) = known.ok_or_else(|| KeystoreError::NoSuchAgent(agent.to_did()))?.clone();
+        if entry.recovery_written {
+            return Ok(());
+        }
+        self.change(|contents, agents, _| {
+            contents.remove(Kind::NoRecovery, id);
+            agents.insert(entry.name.clone(), (id, AgentEntry { recovery_written: true, ..entry }));
+        })
+    }
+
+    /// Keeps the secrets of an agent that is about to be taken over, beside what is kept of an earlier stay of its. When this returns `Ok`,
+    /// they are on the disk.
+    pub fn put_import(&mut self, secrets: &ImportSecrets) -> Result<(), KeystoreError> {
+        self.check_name(&secrets.name, &secrets.agent)?;
+        let before = self.import_of(&secrets.agent);
+        if before.is_none() && self.importing.len() >= AGENTS_MAX {
+            return Err(KeystoreError::TooManyAgents);
+        }
+        let id = before.as_ref().map_or_else(EntryId::fresh, |(_, id)| *id);
+        let entry = AgentEntry { name: secrets.name.clone(), agent: secrets.agent, term: secrets.from_term, recovery_written: true };
+        self.change(|contents, _, importing| {
+            if let Some((name, _)) = before {
+                importing.remove(&name);
+            }
+            contents.seal_import(id, secrets);
+            importing.insert(entry.name.clone(), (id, entry));
+        })
+    }
+
+    /// Forgets an import, if there is one of this agent. What is kept of an earlier stay stays.
+    pub fn remove_import(&mut self, agent: &OwnerKey) -> Result<(), KeystoreError> {
+        let Some((name, id)) = self.import_of(agent) else { return Ok(()) };
+        self.change(|contents, _, importing| {
+            contents.remove(Kind::Importing, id);
+            importing.remove(&name);
+        })
+    }
+
+    /// The imports that are not over, by name.
+    pub fn imports(&self) -> Vec<ImportSecrets> {
+        let secrets = |(id, entry): &(EntryId, AgentEntry)| ImportSecrets {
+            name: entry.name.clone(),
+            agent: entry.agent,
+            from_term: entry.term,
+            root: *self.contents.root(Kind::Importing, *id),
+        };
+        self.importing.values().map(secrets).collect()
+    }
+
+    fn import_of(&self, agent: &OwnerKey) -> Option<(String, EntryId)> {
+        self.importing.iter().find(|(_, (_, known))| known.agent == *agent).map(|(name, (id, _))| (name.clone(), *id))
+    }
+
+    /// Whether `agent` may be called `name`: nobody else is, and nobody else is going to be.
+    fn check_name(&self, name: &str, agent: &OwnerKey) -> Result<(), KeystoreError> {
+        if name.is_empty() || name.len() > NAME_BYTES_MAX {
+            return Err(KeystoreError::Name(name.len()));
+        }
+        let taken = [&self.agents, &self.importing].iter().any(|known| known.get(name).is_some_and(|(_, known)| known.agent != *agent));
+        if taken { Err(KeystoreError::NameTaken(name.to_owned())) } else { Ok(()) }
     }
 
     /// Forgets an agent's secrets. When this returns `Ok`, the file has them no more; a disk or a copy may (docs/spec/keystore.md#limits).
     pub fn remove_agent(&mut self, name: &str) -> Result<(), KeystoreError> {
         let (id, _) = *self.agents.get(name).as_ref().ok_or_else(|| KeystoreError::NoSuchAgent(name.to_owned()))?;
         let id = *id;
-        self.change(|contents, agents| {
-            contents.remove(Kind::Agent, id);
-            contents.remove(Kind::BehaviourSeed, id);
+        self.change(|contents, agents, _| {
+            contents.remove_agent(id);
             agents.remove(name);
         })
     }
@@ -236,18 +342,18 @@ impl Keystore {
     /// Seals the master key under another passphrase. Older copies of the file still open with the older one.
     pub fn change_passphrase(&mut self, passphrase: &Passphrase, cost: Cost) -> Result<(), KeystoreError> {
         let wrapped = self.contents.wrap(passphrase, cost)?;
-        self.change(|contents, _| contents.set_wrapped(wrapped))
+        self.change(|contents, _, _| contents.set_wrapped(wrapped))
     }
 
     /// Changes memory and file together, or neither.
-    fn change(&mut self, change: impl FnOnce(&mut Contents, &mut BTreeMap<String, (EntryId, AgentEntry)>)) -> Result<(), KeystoreError> {
+    fn change(&mut self, change: impl FnOnce(&mut Contents, &mut ByName, &mut ByName)) -> Result<(), KeystoreError> {
         let on_disk = files::read_bounded(&self.path, format::FILE_BYTES_MAX).map_err(|source| io_error("read", &self.path, source))?;
         if !on_disk.ends_with(&self.checksum) {
             return Err(KeystoreError::Changed(self.path.clone()));
         }
-        let before = (self.contents.clone(), self.agents.clone());
-        change(&mut self.contents, &mut self.agents);
-        self.write().inspect_err(|_| (self.contents, self.agents) = before)
+        let before = (self.contents.clone(), self.agents.clone(), self.importing.clone());
+        change(&mut self.contents, &mut self.agents, &mut self.importing);
+        self.write().inspect_err(|_| (self.contents, self.agents, self.importing) = before)
     }
 
     fn write(&mut self) -> Result<(), KeystoreError> {

@@ -134,7 +134,17 @@ impl Disk for RealDisk {
     }
 
     fn create(&mut self, path: &Path) -> io::Result<()> {
-        fs::File::create(path).map(drop)
+        // Whom this node knows is its user's business, as everything beside the book is.
+        let mut options = fs::OpenOptions::new();
+        options.write(true).create(true).truncate(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let file = options.open(path)?;
+        // One that a crash left may be of a version that did not care.
+        #[cfg(unix)]
+        file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+        drop(file);
+        Ok(())
     }
 
     fn append(&mut self, path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -300,6 +310,24 @@ mod tests {
         let files: Vec<_> =
             fs::read_dir(directory.path()).expect("a directory").map(|entry| entry.expect("an entry").file_name()).collect();
         assert_eq!(files, ["peers"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn its_user_alone_may_read_it() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("peers");
+        let mode = || fs::metadata(&path).expect("it is there").permissions().mode() & 0o777;
+        save(&path, &book(1)).expect("it saves");
+        assert_eq!(mode(), 0o600);
+        // What an older version wrote, or left over, is no exception.
+        fs::write(beside(&path, ".new"), b"left over").expect("it writes");
+        for file in [path.clone(), beside(&path, ".new")] {
+            fs::set_permissions(file, fs::Permissions::from_mode(0o644)).expect("it is ours");
+        }
+        save(&path, &book(2)).expect("it saves");
+        assert_eq!(mode(), 0o600);
     }
 
     #[test]

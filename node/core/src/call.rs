@@ -148,6 +148,42 @@ pub enum Call {
     },
 }
 
+/// What the keystore is to have of an agent from now on (docs/spec/keystore.md#importing).
+pub enum Keep {
+    /// It is being imported: whatever happens to this process, the next one can go on with it.
+    Importing {
+        /// Its name on this node.
+        name: String,
+        /// Its root secret.
+        root: Zeroizing<[u8; 32]>,
+        /// The term of the host that it is taken over from.
+        from_term: u64,
+    },
+    /// Its import was refused: what was kept as [`Keep::Importing`] goes again.
+    NotImporting,
+    /// It lives here. This takes the place of [`Keep::Importing`], and of what was kept of an earlier stay.
+    Home {
+        /// Its name on this node.
+        name: String,
+        /// Its root secret.
+        root: Zeroizing<[u8; 32]>,
+        /// Its behaviour seed.
+        seed: Zeroizing<[u8; 32]>,
+        /// Its term on this node.
+        term: u64,
+    },
+}
+
+impl std::fmt::Debug for Keep {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Importing { name, from_term, .. } => write!(f, "Importing({name:?}, from term {from_term}, ..)"),
+            Self::NotImporting => write!(f, "NotImporting"),
+            Self::Home { name, term, .. } => write!(f, "Home({name:?}, term {term}, ..)"),
+        }
+    }
+}
+
 /// What a call brought.
 #[derive(Debug)]
 pub enum Answer {
@@ -340,6 +376,28 @@ pub enum CallError {
     /// A queue is full.
     #[error("the node is busy: {0}")]
     Busy(String),
+    /// The keystore could not take what it must have before this goes on.
+    #[error("the keystore did not take the agent's keys: {0}")]
+    NotKept(String),
+    /// An import that did not end, after it may have fenced the old host: its keys are kept, and it goes on by itself.
+    #[error(
+        "{}: {reason}",
+        if *certified {
+            format!("the import of {agent} is not over, and cannot be undone: its card of term {term} is certified, and its old host is fenced")
+        } else {
+            format!("the import of {agent} is not over: its card of term {term} was sent, and whether it fences the old host is not known")
+        }
+    )]
+    ImportUnfinished {
+        /// The agent.
+        agent: String,
+        /// The term in which it is to live here.
+        term: u64,
+        /// Whether that term's card is known to be certified.
+        certified: bool,
+        /// What stands in the way.
+        reason: Box<CallError>,
+    },
 }
 
 impl CallError {
@@ -362,6 +420,8 @@ impl CallError {
             Self::UnknownAgent(_) => "unknown-agent",
             Self::NameTaken(_) => "name-taken",
             Self::Busy(_) => "busy",
+            Self::NotKept(_) => "not-kept",
+            Self::ImportUnfinished { .. } => "import-unfinished",
         }
     }
 
@@ -396,6 +456,12 @@ impl CallError {
                 "choose another name; if it is the agent you mean, `persona agent export NAME FILE` writes its recovery file".into()
             }
             Self::Busy(_) => "try again in a moment".into(),
+            Self::NotKept(_) => "see to the disk of the state directory and its permissions, then give the command again".into(),
+            Self::ImportUnfinished { .. } => {
+                "this node has its keys and goes on by itself, also after a restart: `persona status` shows the agent as importing until it \
+                 lives here; `persona agent import FILE` tries again at once, here or on another node"
+                    .into()
+            }
         }
     }
 }

@@ -3,18 +3,19 @@
 //! Sections are kept as sealed bytes. What changes with every message (chains, logs, the inbox) is kept in rows sealed under the agent's
 //! local key and bound to their place: a row moved elsewhere does not open.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chacha20poly1305::{
     KeyInit, XChaCha20Poly1305, XNonce,
     aead::{Aead, Payload},
 };
-use persona_agent::{Commitment, PairState, Relationship};
+use persona_agent::{Commitment, PairState, Relationship, RootSecret};
 use persona_fragments::{Ed25519Verifier, Fields, OwnerKey, SectionKey, manifest::ManifestWire, wire};
 use persona_mesh_proto::Table;
 use rand_core::CryptoRng;
 
 use crate::{
+    call::Call,
     node::Node,
     own::{Agent, OwnRecord},
 };
@@ -82,6 +83,19 @@ pub(crate) fn fields_from_bytes(bytes: &[u8]) -> Option<Fields> {
     Some(list.into_iter().fold(Fields::new(), |fields, (name, value)| fields.with(&name, value)))
 }
 
+/// An agent of which this disk has something, and the keystore nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stray {
+    /// The agent.
+    pub agent: OwnerKey,
+    /// Sections of it.
+    pub sections: usize,
+    /// Messages that it received or was sending.
+    pub messages: usize,
+    /// Chains and logs that it shares with others.
+    pub partners: usize,
+}
+
 impl Agent {
     /// Takes up chains and logs from their rows, which are ahead of the sections. Returns the sections that must follow.
     pub(crate) fn take_local(&mut self, key: &[u8; 32], id: &OwnerKey, rows: &Rows) -> Result<Vec<String>, String> {
@@ -114,6 +128,47 @@ impl Agent {
 }
 
 impl Node {
+    /// Forgets what was loaded of agents that were neither added nor are on their way here. It stays on the disk, and
+    /// [`Self::wants_rows`] says when it is needed again.
+    pub fn forget_strays(&mut self) -> Vec<Stray> {
+        let known = |id: &OwnerKey| *id == self.node_owner || self.pending.contains_key(id);
+        let (kept, strays): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            std::mem::take(&mut self.messages.rows).into_iter().partition(|(id, _)| known(id));
+        self.messages.rows = kept;
+        let sections: BTreeSet<SectionKey> = self.messages.rows.values().flat_map(|rows| rows.own.keys().copied()).collect();
+        self.messages.intents.retain(|key, _| sections.contains(key));
+        self.messages.strays.extend(strays.keys().copied());
+        let stray = |(agent, rows): (OwnerKey, Rows)| Stray {
+            agent,
+            sections: rows.own.len(),
+            messages: rows.inbox.len() + rows.outbox.len(),
+            partners: rows.partners().collect::<BTreeSet<_>>().len(),
+        };
+        strays.into_iter().map(stray).collect()
+    }
+
+    /// The agent whose rows must be loaded again before `call` is handled: feed every row of the disk to [`Self::load_row_of`] first.
+    pub fn wants_rows(&mut self, call: &Call) -> Option<OwnerKey> {
+        let Call::Import { root, .. } = call else { return None };
+        let id = RootSecret::from_bytes(**root).agent_id();
+        let wanted = self.messages.strays.contains(&id) && !self.owners.contains_key(&id);
+        if wanted {
+            self.messages.rows.remove(&id);
+        }
+        wanted.then_some(id)
+    }
+
+    /// Takes a row of the disk if it is one that an import of `agent` must know. What was about to be put is not: a new term begins anew.
+    pub fn load_row_of(&mut self, agent: &OwnerKey, table: Table, key: &[u8], value: &[u8]) -> Result<(), String> {
+        let belongs = match table {
+            Table::Own => wire::decode::<OwnRecord>(value).is_ok_and(|record| record.owner == *agent),
+            Table::Meta => key.get(1..33) == Some(&agent.0),
+            Table::Inbox | Table::Outbox => key.get(..32) == Some(&agent.0),
+            _ => false,
+        };
+        if belongs { self.load_own(table, key, value) } else { Ok(()) }
+    }
+
     /// Sorts a loaded row of this node's own to its owner, until [`Node::add_agent`] asks for it.
     pub(crate) fn load_own(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), String> {
         let owner_at = |from: usize| -> Result<OwnerKey, String> {

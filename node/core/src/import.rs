@@ -1,8 +1,9 @@
 //! Agents come into being here, and come here from elsewhere (docs/spec/quorum.md#takeover).
 //!
-//! An import first looks whether `card`, `index` and `core` can be read at all, and changes nothing if they cannot. Then it certifies a
-//! card of the next term: from that moment the old host is fenced wherever the certificate is shown. Then `index`, and then every other
-//! section, is read behind that fence and put in the new term; a section that is gone is named.
+//! An import first looks whether `card`, `index` and `core` can be read at all, and changes nothing if they cannot. Then it has the keystore
+//! keep the agent's keys, because what follows cannot be undone: it certifies a card of the next term, and from that moment the old host is
+//! fenced wherever the certificate is shown. Then `index`, and then every other section, is read behind that fence and put in the new term;
+//! a section that is gone is named. What stops it once the card was sent, it goes on by itself (`pending.rs`).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,11 +13,12 @@ use persona_mesh_proto::{Freshness, Mode, Table, Write};
 use zeroize::Zeroizing;
 
 use crate::{
-    call::{Answer, CallError},
+    call::{Answer, CallError, Keep},
     disk::{ROW_PAIR, ROW_RELATIONSHIP, partner_row},
     missing::{Missing, is_worth_looking_for},
     node::Node,
     own::{Agent, Content, Owned, Owner, OwnerState, PutWaiter},
+    pending::{AfterKeep, Pending},
     reads::{GetPurpose, Got, Wanted, card_report, read_card},
     report::{AgentReport, GetReport, ImportReport, ImportedSection, PutReport},
     traffic::AfterPersist,
@@ -33,16 +35,17 @@ pub struct AgentKeys {
     pub term: u64,
 }
 
-/// How long a restarted host meets others before it renews.
-const RESTART_PAUSE_US: u64 = 1_500_000;
+/// How long a restarted host meets others before it renews, or goes on with an import.
+pub(crate) const RESTART_PAUSE_US: u64 = 1_500_000;
 
 /// The sections of an agent that an import cannot do without.
 const ESSENTIAL: [&str; 2] = ["index", "core"];
 
 /// An import on its way.
 pub(crate) struct Import {
-    call: u64,
-    agent: OwnerKey,
+    /// Who waits for it; nobody does if it goes on by itself.
+    call: Option<u64>,
+    pub(crate) agent: OwnerKey,
     name: Option<String>,
     root: RootSecret,
     started_us: u64,
@@ -53,6 +56,8 @@ pub(crate) struct Import {
     mode: Mode,
     stale_until_ms: Option<u64>,
     card: Option<(Card, CertifiedHead)>,
+    /// The keystore has the keys since this attempt: if it is refused they go again.
+    kept_anew: bool,
     fence: Option<CertifiedHead>,
     sections: BTreeMap<String, Step>,
     index: Index,
@@ -62,12 +67,25 @@ pub(crate) struct Import {
 enum Stage {
     /// Is there anything to take over? `card`, then `index` and `core`.
     Looking,
+    /// The keystore is about to have its keys.
+    Keeping,
     /// The card of the next term is being certified.
     Fencing,
     /// The index is read behind the fence and put.
     Index,
     /// Everything else.
     Sections,
+}
+
+/// What an import may have done to the old host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reach {
+    /// Nothing.
+    Nothing,
+    /// The card of the next term was sent. Whoever saw enough of its holders may have certified it.
+    Sent,
+    /// It is certified: the old host is fenced.
+    Certified,
 }
 
 /// One section on its way over.
@@ -151,7 +169,7 @@ impl Node {
         self.reply(call, answer);
     }
 
-    fn agent_answer(&self, id: &OwnerKey, import: Option<ImportReport>) -> Result<Answer, CallError> {
+    fn agent_answer(&self, id: &OwnerKey, import: Option<Box<ImportReport>>) -> Result<Answer, CallError> {
         let owner = self.owners.get(id).ok_or_else(|| CallError::UnknownAgent(id.to_did()))?;
         let agent = owner.agent.as_ref().ok_or_else(|| CallError::UnknownAgent(id.to_did()))?;
         Ok(Answer::Agent {
@@ -160,7 +178,7 @@ impl Node {
             root: Zeroizing::new(*owner.root.expose()),
             seed: Zeroizing::new(*agent.identity.personality().seed().expose()),
             term: owner.term,
-            import: import.map(Box::new),
+            import,
         })
     }
 
@@ -204,8 +222,28 @@ impl Node {
         }
     }
 
-    /// Takes up an agent that lived here before a restart, with what the disk kept of it.
+    /// Takes up an agent that lived here before a restart, with what the disk kept of it. One that cannot be taken up is an alarm that says
+    /// what to do about it, and the node goes on without it.
     pub fn add_agent(&mut self, keys: AgentKeys) -> Result<OwnerKey, String> {
+        let name = keys.name.clone();
+        let id = RootSecret::from_bytes(*keys.root).agent_id();
+        self.take_up(keys).inspect_err(|reason| {
+            self.owners.remove(&id);
+            self.forget_messages(&id);
+            // What the disk has of it is asked for again, should it be imported.
+            self.messages.strays.insert(id);
+            self.alarm(
+                "agent-not-taken-up",
+                format!(
+                    "the agent {name} ({}) is in the keystore and cannot be taken up: {reason}; `persona agent import FILE` brings it \
+                     back from its recovery file and the mesh",
+                    id.to_did()
+                ),
+            );
+        })
+    }
+
+    fn take_up(&mut self, keys: AgentKeys) -> Result<OwnerKey, String> {
         let root = RootSecret::from_bytes(*keys.root);
         let id = root.agent_id();
         let mut owner = Owner::new(root, keys.term, OwnerState::Live);
@@ -286,21 +324,25 @@ impl Node {
         self.list_in_index(id, name);
     }
 
-    /// Begins an import: first look, then touch.
-    pub(crate) fn begin_import(&mut self, call: u64, root: &Zeroizing<[u8; 32]>, name: Option<String>) {
+    /// Begins an import: first look, then touch. Nobody waits for one that goes on by itself.
+    pub(crate) fn begin_import(&mut self, call: Option<u64>, root: &Zeroizing<[u8; 32]>, name: Option<String>) {
         let root = RootSecret::from_bytes(**root);
         let agent = root.agent_id();
-        if self.imports.values().any(|import| import.agent == agent) {
-            return self.reply(call, Err(CallError::Busy(format!("{} is on its way here already", agent.to_did()))));
+        let importing = |owner: &Owner| owner.state == OwnerState::Importing;
+        let busy = self.imports.values().any(|import| import.agent == agent) || self.owners.get(&agent).is_some_and(importing);
+        // One that is live here may have moved away unnoticed: its card tells (`import_saw`).
+        let refusal = if busy {
+            Some(CallError::Busy(format!("{} is on its way here already", agent.to_did())))
+        } else if self.owners.get(&agent).is_some_and(|owner| owner.state == OwnerState::Unpublished) {
+            Some(self.lives_here(&agent))
+        } else {
+            name.as_ref().filter(|name| self.agent_named(name).is_some_and(|id| id != agent)).map(|name| CallError::NameTaken(name.clone()))
+        };
+        if let Some(error) = refusal {
+            return self.answer_import(call, Err(error));
         }
-        if let Some(owner) = self.owners.get(&agent)
-            && !matches!(owner.state, OwnerState::Fenced(_))
-        {
-            let name = owner.agent.as_ref().map_or_else(|| agent.to_did(), |agent| agent.name.clone());
-            return self.reply(call, Err(CallError::BadRequest(format!("{name} lives on this node already"))));
-        }
-        if let Some(name) = name.as_ref().filter(|name| self.agent_named(name).is_some_and(|id| id != agent)) {
-            return self.reply(call, Err(CallError::NameTaken(name.clone())));
+        if let Some(pending) = self.pending.get_mut(&agent) {
+            pending.next_us = None;
         }
         let import = Import {
             call,
@@ -313,6 +355,7 @@ impl Node {
             mode: Mode::Atomic,
             stale_until_ms: None,
             card: None,
+            kept_anew: false,
             fence: None,
             sections: BTreeMap::new(),
             index: Index::new(),
@@ -322,11 +365,17 @@ impl Node {
         self.import_get(id, "card", Mode::Regular);
     }
 
+    fn lives_here(&self, agent: &OwnerKey) -> CallError {
+        let known = self.owners.get(agent).and_then(|owner| owner.agent.as_ref());
+        let name = known.map_or_else(|| agent.to_did(), |agent| agent.name.clone());
+        CallError::BadRequest(format!("{name} lives on this node already"))
+    }
+
     fn import_get(&mut self, import: u64, name: &str, mode: Mode) {
         let Some(state) = self.imports.get_mut(&import) else { return };
         state.sections.entry(name.to_owned()).or_default().mode = Some(mode);
         let key = SectionKey::derive(&state.agent, &persona_agent::published_name(&state.root, name));
-        let fence = if matches!(state.stage, Stage::Looking | Stage::Fencing) { None } else { state.fence.clone() };
+        let fence = state.fence.clone();
         let label = format!("{}/{name}", state.name.clone().unwrap_or_else(|| state.agent.to_did()));
         let wanted = Wanted { key, owner: Some(state.agent), label, mode, fence, want_content: true };
         self.begin_get(wanted, GetPurpose::Import { import, name: name.to_owned() });
@@ -337,14 +386,17 @@ impl Node {
         let Some(state) = self.imports.get(&import) else { return };
         let mode = state.sections.get(name).and_then(|step| step.mode).unwrap_or(Mode::Any);
         match result {
-            // The quorum is gone, but the bytes may not be: read what there is, and say so.
-            Err(CallError::QuorumUnreachable { .. } | CallError::Unavailable { .. }) if mode != Mode::Any => {
+            // The quorum is gone, but the bytes may not be: read what there is, and say so. Whether another host has the agent meanwhile is
+            // not left to luck if nobody asked again.
+            Err(CallError::QuorumUnreachable { .. } | CallError::Unavailable { .. })
+                if mode != Mode::Any && (state.call.is_some() || state.stage != Stage::Looking) =>
+            {
                 self.import_get(import, name, Mode::Any)
             }
             Err(error) => self.import_missed(import, name, error),
             Ok(got) => match state.stage {
                 Stage::Looking => self.import_saw(import, name, got),
-                Stage::Fencing => {}
+                Stage::Keeping | Stage::Fencing => {}
                 Stage::Index | Stage::Sections => self.import_took(import, name, got),
             },
         }
@@ -365,15 +417,74 @@ impl Node {
         self.import_progress(import);
     }
 
-    /// Nothing was taken over, or not enough: the call fails, and the agent does not live here.
-    fn import_refused(&mut self, import: u64, error: CallError) {
+    /// Nothing was taken over, or not enough: the call fails, and the agent does not live here. If its old host may be fenced, the keystore
+    /// goes on keeping its keys, and the import goes on by itself.
+    pub(crate) fn import_refused(&mut self, import: u64, error: CallError) {
         let Some(state) = self.imports.remove(&import) else { return };
-        if state.stage != Stage::Looking {
-            self.messages.imported.remove(&state.agent);
-            self.owners.remove(&state.agent);
-            self.owners.extend(state.before.map(|before| (state.agent, before)));
+        let id = state.agent;
+        let reach = self.reach_of(&state);
+        let term = match self.owners.get(&id).filter(|owner| owner.state == OwnerState::Importing) {
+            Some(owner) => owner.term,
+            None => state.card.as_ref().map_or(0, |(card, _)| card.term),
+        };
+        if !matches!(state.stage, Stage::Looking | Stage::Keeping) {
+            self.messages.imported.remove(&id);
+            self.owners.remove(&id);
+            self.owners.extend(state.before.map(|before| (id, before)));
         }
-        self.reply(state.call, Err(error));
+        let overtaken = matches!(error, CallError::Fenced { .. });
+        let over = !self.pending.contains_key(&id) || overtaken || state.kept_anew && reach == Reach::Nothing;
+        if over && self.messages.strays.contains(&id) {
+            self.messages.rows.remove(&id);
+        }
+        if !self.pending.contains_key(&id) {
+            return self.answer_import(state.call, Err(error));
+        }
+        if over {
+            self.pending.remove(&id);
+            if state.call.is_none() {
+                let name = state.name.unwrap_or_else(|| id.to_did());
+                self.alarm(
+                    "import-overtaken",
+                    format!(
+                        "{name} was taken over by another node before its import here was over: {error}; it lives there, and `persona \
+                         agent import FILE` brings it here"
+                    ),
+                );
+            }
+            return self.keep(id, Keep::NotImporting, AfterKeep::Refused { call: state.call, error });
+        }
+        self.try_again(&id, &error);
+        let error = match reach {
+            Reach::Nothing => error,
+            Reach::Sent | Reach::Certified => CallError::ImportUnfinished {
+                agent: state.name.unwrap_or_else(|| id.to_did()),
+                term,
+                certified: reach == Reach::Certified,
+                reason: Box::new(error),
+            },
+        };
+        self.answer_import(state.call, Err(error));
+    }
+
+    /// How far an import has got with the old host, before its owner is put away.
+    fn reach_of(&self, state: &Import) -> Reach {
+        // An earlier attempt of this node may have got further than this one.
+        let ours = state.card.as_ref().is_some_and(|(card, _)| card.home == self.me) && !state.kept_anew;
+        let sent = |owner: &Owner| owner.sections.get("card").is_some_and(|card| card.last_seq > 0);
+        match state.stage {
+            Stage::Index | Stage::Sections => Reach::Certified,
+            _ if ours => Reach::Certified,
+            Stage::Fencing if self.owners.get(&state.agent).is_some_and(sent) => Reach::Sent,
+            Stage::Looking | Stage::Keeping | Stage::Fencing => Reach::Nothing,
+        }
+    }
+
+    /// Answers who waits for an import, if somebody does.
+    pub(crate) fn answer_import(&mut self, call: Option<u64>, result: Result<Answer, CallError>) {
+        if let Some(call) = call {
+            self.reply(call, result);
+        }
     }
 
     /// While looking: the card, then index and core, can be read.
@@ -396,7 +507,22 @@ impl Node {
                 let reason = "it shows another personality than the one the agent is bound to".to_owned();
                 return self.import_refused(import, CallError::Unreadable { what: format!("{}/card", card.agent.to_did()), reason });
             }
+            // It lives here, as far as this node had heard; only a higher host can have taken it away meanwhile.
+            let (agent, by) = (card.agent, got.value.head.manifest.version);
+            let here = self.owners.get(&agent).filter(|owner| owner.state == OwnerState::Live).map(|owner| (owner.term, self.me.device()));
+            if let Some(here) = here {
+                if (by.term, by.device) <= here {
+                    let error = self.lives_here(&agent);
+                    return self.import_refused(import, error);
+                }
+                self.fence_owner(&agent, &got.value.head);
+            }
+            // Nobody said that it is to be taken from the host that has it now.
+            let from_term = self.pending.get(&card.agent).map_or(0, |pending| pending.from_term);
             let Some(state) = self.imports.get_mut(&import) else { return };
+            if state.call.is_none() && card.home != self.me && card.term > from_term {
+                return self.import_refused(import, CallError::Fenced { term: card.term });
+            }
             if state.name.is_none() {
                 state.name = Some(card.name.clone());
             }
@@ -407,12 +533,42 @@ impl Node {
             return;
         }
         let ready = ESSENTIAL.iter().all(|name| state.sections.get(*name).is_some_and(|step| step.over));
-        if ready {
+        if ready && state.call.is_some() {
+            self.import_keep(import);
+        } else if ready {
             self.import_fence(import);
         }
     }
 
-    /// Everything essential is there: certify the card of the next term.
+    /// Everything essential is there: what comes next cannot be undone, so that a crash must not forget the keys.
+    fn import_keep(&mut self, import: u64) {
+        let Some(state) = self.imports.get_mut(&import) else { return };
+        let (Some((card, _)), Some(name)) = (&state.card, state.name.clone()) else { return };
+        let (id, from_term) = (state.agent, card.term);
+        let root = Zeroizing::new(*state.root.expose());
+        if let Some(other) = self.agent_named(&name).filter(|other| *other != id) {
+            return self
+                .import_refused(import, CallError::NameTaken(format!("{name}, the agent {}; give another with --name", other.to_did())));
+        }
+        if let Some(state) = self.imports.get_mut(&import) {
+            state.stage = Stage::Keeping;
+        }
+        self.keep(id, Keep::Importing { name, root, from_term }, AfterKeep::Fence { import });
+    }
+
+    /// The keystore has the keys, or could not take them.
+    pub(crate) fn import_kept(&mut self, import: u64, result: Result<(), String>) {
+        let Some(state) = self.imports.get_mut(&import) else { return };
+        let (Some((card, _)), Some(name)) = (&state.card, state.name.clone()) else { return };
+        if let Err(reason) = result {
+            return self.import_refused(import, CallError::NotKept(reason));
+        }
+        let pending = Pending { name, root: state.root.clone(), from_term: card.term, next_us: None, failures: 0 };
+        state.kept_anew = self.pending.insert(state.agent, pending).is_none();
+        self.import_fence(import);
+    }
+
+    /// Certifies the card of the next term.
     fn import_fence(&mut self, import: u64) {
         let me = self.me;
         let wall_ms = self.now.wall_ms;
@@ -448,7 +604,9 @@ impl Node {
     /// A term that no host has used, as far as this one can know: above that of the newest card, and above every term in which this node
     /// itself has ever signed for the agent. An import that failed may have left a card with some holders, and a version is signed once.
     fn term_after(&mut self, id: &OwnerKey, card: &CertifiedHead) -> u64 {
-        let here = self.owners.get(id).map_or(0, |owner| owner.term);
+        let owned =
+            |owner: &Owner| owner.sections.values().filter_map(|owned| Some(owned.content_version?.term)).fold(owner.term, u64::max);
+        let here = self.owners.get(id).map_or(0, owned);
         let rows = self.messages.rows.get(id);
         let stored = rows.into_iter().flat_map(|rows| rows.own.values()).filter_map(|record| Some(record.content_version?.term)).max();
         let tried = self.messages.terms_tried.get(id).copied().unwrap_or(0);
@@ -564,7 +722,7 @@ impl Node {
     fn import_progress(&mut self, import: u64) {
         let Some(state) = self.imports.get_mut(&import) else { return };
         match state.stage {
-            Stage::Looking | Stage::Fencing => {}
+            Stage::Looking | Stage::Keeping | Stage::Fencing => {}
             Stage::Index => {
                 if !state.sections.get("index").is_some_and(|step| step.over) {
                     return;
@@ -597,6 +755,7 @@ impl Node {
         let fields = self.messages.imported.remove(&id).unwrap_or_default();
         let now_us = self.now.mono_us;
         let rows = self.messages.rows.remove(&id).unwrap_or_default();
+        self.messages.strays.remove(&id);
         let key = state.root.local_key();
         let Some(owner) = self.owners.get_mut(&id) else { return };
         let term = owner.term;
@@ -613,7 +772,6 @@ impl Node {
         for agent in [state.before.as_ref().and_then(|before| before.agent.as_ref()), owner.agent.as_ref()].into_iter().flatten() {
             partners.extend(agent.pairs.keys().chain(agent.relationships.keys()));
         }
-        owner.state = OwnerState::Live;
         for owned in owner.sections.values_mut().filter(|owned| owned.due_us.is_none() && owned.op.is_none()) {
             owned.due_us = Some(now_us + owned.ttl_ms * 1000 / 3);
         }
@@ -676,45 +834,72 @@ impl Node {
         self.persist(writes, AfterPersist::Imported { call: state.call, agent: id, report: Box::new(report) });
     }
 
-    /// An imported agent is durable.
-    pub(crate) fn agent_came(&mut self, call: u64, id: OwnerKey, report: ImportReport) {
-        let answer = self.agent_answer(&id, Some(report));
-        self.reply(call, answer);
+    /// All that an imported agent is, is durable: now the keystore says that it lives here.
+    pub(crate) fn agent_came(&mut self, call: Option<u64>, id: OwnerKey, report: Option<Box<ImportReport>>) {
+        match self.agent_answer(&id, None) {
+            Ok(Answer::Agent { name, root, seed, term, .. }) => {
+                self.keep(id, Keep::Home { name, root, seed, term }, AfterKeep::Home { call, agent: id, report });
+            }
+            answer => self.answer_import(call, answer),
+        }
     }
 
-    /// The agent that goes by `name` here.
+    /// The keystore says so, or could not be written.
+    pub(crate) fn agent_is_home(&mut self, call: Option<u64>, id: OwnerKey, report: Option<Box<ImportReport>>, result: Result<(), String>) {
+        if let Err(reason) = result {
+            let error = CallError::NotKept(reason);
+            self.try_again(&id, &error);
+            return self.answer_import(call, Err(error));
+        }
+        self.pending.remove(&id);
+        if let Some(owner) = self.owners.get_mut(&id).filter(|owner| owner.state == OwnerState::Importing) {
+            owner.state = OwnerState::Live;
+        }
+        if call.is_none() {
+            self.count("imports_finished_alone");
+        }
+        let answer = self.agent_answer(&id, report);
+        self.answer_import(call, answer);
+    }
+
+    /// The agent that goes by `name` here, or will once it has come.
     pub(crate) fn agent_named(&self, name: &str) -> Option<OwnerKey> {
-        self.owners.values().find(|owner| owner.agent.as_ref().is_some_and(|agent| agent.name == name)).map(|owner| owner.id)
+        let here = self.owners.values().find(|owner| owner.agent.as_ref().is_some_and(|agent| agent.name == name)).map(|owner| owner.id);
+        here.or_else(|| self.pending.iter().find(|(_, pending)| pending.name == name).map(|(id, _)| *id))
     }
 
     pub(crate) fn agent_reports(&self) -> Vec<AgentReport> {
-        self.owners
-            .values()
-            .filter_map(|owner| {
-                let agent = owner.agent.as_ref()?;
-                Some(AgentReport {
-                    agent: owner.id.to_did(),
-                    name: agent.name.clone(),
-                    role: agent.identity.personality().role().map(str::to_owned),
-                    term: owner.term,
-                    home: self.me.to_peer_id_string(),
-                    state: match owner.state {
-                        OwnerState::Unpublished => "unpublished",
-                        OwnerState::Live => "live",
-                        OwnerState::Importing => "importing",
-                        OwnerState::Fenced(_) => "fenced",
-                    },
-                    relationships: agent.relationships.len(),
-                    missing: agent.missing.keys().cloned().collect(),
-                    card: owner.sections.get("card").and_then(|owned| card_report(&owned.stored)),
-                    sections: self.section_reports(&owner.id),
-                })
+        let absent = self.pending.iter().filter(|(id, _)| self.owners.get(id).is_none_or(|owner| owner.agent.is_none()));
+        let coming = absent.map(|(id, pending)| self.pending_report(id, pending));
+        let here = self.owners.values().filter_map(|owner| {
+            let agent = owner.agent.as_ref()?;
+            Some(AgentReport {
+                agent: owner.id.to_did(),
+                name: agent.name.clone(),
+                role: agent.identity.personality().role().map(str::to_owned),
+                term: owner.term,
+                home: self.me.to_peer_id_string(),
+                state: match owner.state {
+                    _ if self.pending.contains_key(&owner.id) => "importing",
+                    OwnerState::Unpublished => "unpublished",
+                    OwnerState::Live => "live",
+                    OwnerState::Importing => "importing",
+                    OwnerState::Fenced(_) => "fenced",
+                },
+                relationships: agent.relationships.len(),
+                missing: agent.missing.keys().cloned().collect(),
+                card: owner.sections.get("card").and_then(|owned| card_report(&owned.stored)),
+                sections: self.section_reports(&owner.id),
             })
-            .collect()
+        });
+        here.chain(coming).collect()
     }
 
     pub(crate) fn read_secrets(&mut self, call: u64, id: OwnerKey) {
-        let answer = self.agent_answer(&id, None);
+        let answer = match self.agent_answer(&id, None) {
+            Err(_) if self.pending.contains_key(&id) => Err(CallError::Busy(format!("{} is on its way here", id.to_did()))),
+            answer => answer,
+        };
         self.reply(call, answer);
     }
 }

@@ -17,11 +17,14 @@ mod messages;
 mod missing;
 mod node;
 mod own;
+mod pending;
 mod reads;
 pub mod report;
 mod sections;
 mod traffic;
 
-pub use call::{Answer, Call, CallError};
+pub use call::{Answer, Call, CallError, Keep};
+pub use disk::Stray;
 pub use import::AgentKeys;
 pub use node::{Config, Gossip, Input, Judgement, Node, NodeKeys, Notice, Output, PublishError, RequestError};
+pub use pending::ImportKeys;

@@ -168,6 +168,8 @@ pub(crate) struct Messages {
     pub(crate) imported: BTreeMap<OwnerKey, Vec<(String, Fields)>>,
     pub(crate) rows: BTreeMap<OwnerKey, Rows>,
     pub(crate) intents: BTreeMap<SectionKey, ManifestWire>,
+    /// Agents of which the disk has rows, and that do not live here.
+    pub(crate) strays: BTreeSet<OwnerKey>,
     /// The highest term in which an import here has tried to take over each agent.
     pub(crate) terms_tried: BTreeMap<OwnerKey, u64>,
     cards: BTreeMap<OwnerKey, KnownCard>,
@@ -935,6 +937,9 @@ impl Node {
     }
 
     pub(crate) fn read_outbox(&mut self, call: u64, agent: OwnerKey) {
+        if self.owners.get(&agent).is_none_or(|owner| owner.agent.is_none()) {
+            return self.reply(call, Err(CallError::UnknownAgent(agent.to_did())));
+        }
         let messages = self
             .messages
             .outbox
@@ -997,6 +1002,12 @@ impl Node {
             self.messages.outbox.insert(key, Sending { row, attempts: 0, next_us: Some(self.now.mono_us), state: "waiting" });
         }
         Ok(())
+    }
+
+    /// Forgets the messages of an agent that could not be taken up. They stay on the disk.
+    pub(crate) fn forget_messages(&mut self, id: &OwnerKey) {
+        self.messages.inbox.remove(id);
+        self.messages.outbox.retain(|key, _| key.0 != *id);
     }
 
     /// An agent came here that lived here before: its inbox goes on, and what it was sending in an older term is over.

@@ -16,11 +16,12 @@ use persona_mesh_proto::{
 use rand_core::SeedableRng;
 
 use crate::{
-    call::{Answer, Call, CallError},
+    call::{Answer, Call, CallError, Keep},
     import::Import,
     messages::Messages,
     missing::Missing,
     own::{Owner, OwnerState},
+    pending::{AfterKeep, Pending},
     reads::{Floor, GetOp, Survey},
     report::{AlarmReport, CanaryReport, StatusReport},
     sections::PutOp,
@@ -133,6 +134,13 @@ pub enum Input {
         /// Which ones.
         ids: Vec<PersistId>,
     },
+    /// An [`Output::Keep`] is durable, or is not.
+    Kept {
+        /// Which one.
+        id: u64,
+        /// How it went; in the keystore's words if it did not.
+        result: Result<(), String>,
+    },
     /// A value was read.
     Loaded {
         /// Which read.
@@ -204,6 +212,15 @@ pub enum Output {
         id: PersistId,
         /// The batch.
         writes: Vec<Write>,
+    },
+    /// Change what the keystore has of an agent, durably and after every earlier change, then say so with [`Input::Kept`].
+    Keep {
+        /// Names the change.
+        id: u64,
+        /// The agent.
+        agent: OwnerKey,
+        /// What the keystore is to have of it.
+        keep: Keep,
     },
     /// Read a value.
     Load {
@@ -327,6 +344,9 @@ pub struct Node {
     pub(crate) owners: BTreeMap<OwnerKey, Owner>,
     pub(crate) node_owner: OwnerKey,
     pub(crate) imports: BTreeMap<u64, Import>,
+    /// Agents whose keys are kept and that do not live here yet. As many as the keystore takes.
+    pub(crate) pending: BTreeMap<OwnerKey, Pending>,
+    pub(crate) keeps: BTreeMap<u64, AfterKeep>,
     pub(crate) floors: BTreeMap<SectionKey, Floor>,
     pub(crate) heads: BTreeMap<SectionKey, CertifiedHead>,
     pub(crate) registry: CommitmentRegistry,
@@ -381,6 +401,8 @@ impl Node {
             owners: BTreeMap::new(),
             node_owner,
             imports: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            keeps: BTreeMap::new(),
             floors: BTreeMap::new(),
             heads: BTreeMap::new(),
             registry: CommitmentRegistry::default(),
@@ -408,12 +430,13 @@ impl Node {
             Input::Response { id, result } => self.on_response(id, result),
             Input::Found { id, peers } => self.on_found(id, peers),
             Input::Persisted { ids } => self.on_persisted(&ids),
+            Input::Kept { id, result } => self.on_kept(id, result),
             Input::Loaded { id, value } => self.on_loaded(id, value),
             Input::Gossip { message, topic, data } => self.on_gossip(message, topic, &data),
             Input::Published { id, result } => self.on_published(id, result),
             Input::Connected { peer } => {
                 if self.connected.insert(peer) {
-                    self.grow_sections();
+                    self.grow_sections(&peer);
                     if self.canary.alone {
                         self.canary.next_us = now.mono_us + 200_000;
                     }
@@ -445,6 +468,7 @@ impl Node {
         ops.into_iter()
             .chain(sections)
             .chain(missing)
+            .chain(self.pending.values().filter_map(|pending| pending.next_us))
             .chain(canary)
             .chain([self.next_holder_tick_us, self.messages.next_us])
             .min()
@@ -462,6 +486,7 @@ impl Node {
         self.tick_ops();
         self.tick_sections();
         self.tick_missing();
+        self.tick_pending();
         self.tick_messages();
         self.tick_canary();
     }
@@ -555,7 +580,7 @@ impl Node {
         match call {
             Call::CreateAgent { name, role, place, attributes } => self.create_agent(id, name, role, place, attributes),
             Call::Publish { agent } => self.publish_agent(id, agent),
-            Call::Import { root, name } => self.begin_import(id, &root, name),
+            Call::Import { root, name } => self.begin_import(Some(id), &root, name),
             Call::PutSection { agent, name, class, ttl_ms, level, require_level, content } => {
                 self.put_document(id, agent, name, class, ttl_ms, level, require_level, content);
             }

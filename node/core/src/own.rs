@@ -96,6 +96,8 @@ pub(crate) struct Owned {
     pub(crate) due_us: Option<u64>,
     /// The next put is due early, to spread over more holders; without them it is due when it was (monotonic microseconds).
     pub(crate) grow_from: Option<u64>,
+    /// Somebody joined during the put on its way, which may not have seen them.
+    pub(crate) joined_meanwhile: bool,
     /// Attempts since the last commit.
     pub(crate) failures: u32,
     /// Waiting for the put on its way.
@@ -149,6 +151,7 @@ impl Owned {
             intent: None,
             due_us: None,
             grow_from: None,
+            joined_meanwhile: false,
             failures: 0,
             waiting: Vec::new(),
             waiting_next: Vec::new(),

@@ -61,7 +61,8 @@ pub struct AgentReport {
     pub sections: Vec<SectionReport>,
 }
 
-/// A section of an agent of this node.
+/// A section of an agent of this node, as its last put or renewal left it: `level`, `placed` and `holders` are what was reached then. Nobody
+/// is asked for this report; an [`AnalysisReport`] is what the holders say now.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[allow(missing_docs, reason = "docs/spec/api.md has every field")]
 pub struct SectionReport {

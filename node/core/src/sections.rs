@@ -149,12 +149,15 @@ impl Node {
         self.change(id, "index", Class::Core, Content::Fields(fields), Some(PutWaiter::Unlist { names: vec![name.to_owned()] }));
     }
 
-    /// Somebody joined: sections with fewer holders than they want are put again soon.
-    pub(crate) fn grow_sections(&mut self) {
+    /// Somebody joined, or is back: sections with fewer holders than they want are put again soon.
+    pub(crate) fn grow_sections(&mut self, peer: &PeerKey) {
         let soon_us = self.now.mono_us + GROW_US;
         let node_owner = self.node_owner;
         for owner in self.owners.values_mut().filter(|owner| owner.writes() && owner.id != node_owner) {
             for owned in owner.sections.values_mut() {
+                owned.joined_meanwhile = owned.op.is_some();
+                // Whoever had not answered has just shaken hands.
+                owned.avoid.remove(peer);
                 let small = owned.head.as_ref().is_some_and(|head| head.manifest.shape.n() < Shape::holders_wanted(owned.level));
                 if let Some(due_us) = owned.due_us.filter(|due| small && *due > soon_us) {
                     owned.grow_from = Some(due_us);
@@ -209,6 +212,7 @@ impl Node {
         let Some(owned) = self.owned(&owner, &name) else { return };
         owned.op = Some(op);
         owned.due_us = None;
+        owned.joined_meanwhile = false;
         let key = owned.key;
         let known =
             owned.candidates.take().filter(|(until, peers)| *until > started_us && peers.iter().all(|peer| self.connected.contains(peer)));
@@ -259,6 +263,7 @@ impl Node {
     /// A put that was due early because somebody came, and there are no more holders than before: it waits for its time.
     fn grows_no_further(&mut self, id: &OwnerKey, name: &str, peers: &[PeerKey]) -> bool {
         let me = self.me;
+        let soon_us = self.now.mono_us + GROW_US;
         let Some(owned) = self.owned(id, name) else { return false };
         let Some(due_us) = owned.grow_from.take() else { return false };
         let usable = peers.iter().filter(|peer| **peer != me).count();
@@ -270,6 +275,9 @@ impl Node {
         }
         owned.op = None;
         owned.due_us = Some(due_us);
+        if std::mem::take(&mut owned.joined_meanwhile) && due_us > soon_us {
+            (owned.due_us, owned.grow_from) = (Some(soon_us), Some(due_us));
+        }
         true
     }
 
@@ -562,6 +570,15 @@ impl Node {
                     () if for_once => None,
                     () => Some(renew_us),
                 };
+                let small = receipt.head.manifest.shape.n() < Shape::holders_wanted(owned.level);
+                let soon_us = now.mono_us + GROW_US;
+                let joined = std::mem::take(&mut owned.joined_meanwhile).then_some(soon_us);
+                // Whoever did not answer and is still connected is asked again when the quarantine is over.
+                let silent =
+                    owned.avoid.iter().filter(|(peer, _)| self.connected.contains(peer)).map(|(_, until)| soon_us.max(*until)).max();
+                if let Some(grow_us) = joined.or(silent).filter(|at| small && owned.due_us.is_some_and(|due| due > *at)) {
+                    (owned.due_us, owned.grow_from, owned.candidates) = (Some(grow_us), Some(renew_us), None);
+                }
                 let writes =
                     vec![Write::set(Table::Own, owned.key.0, wire::encode(&owned.record(&id))), Write::remove(Table::Intent, owned.key.0)];
                 let report = put_report(&name, owned, &receipt, renewal, started_us, now.mono_us, now.wall_ms);
@@ -682,11 +699,17 @@ impl Node {
     /// Another host has taken the owner over: stop writing for it.
     pub(crate) fn fence_owner(&mut self, id: &OwnerKey, by: &CertifiedHead) {
         let term = by.manifest.version.term;
-        let did = id.to_did();
-        let Some(owner) = self.owners.get_mut(id) else { return };
-        if matches!(owner.state, OwnerState::Fenced(_)) || *id == self.node_owner {
-            return;
+        let writes = self.owners.get(id).is_some_and(|owner| !matches!(owner.state, OwnerState::Fenced(_)));
+        if writes && *id != self.node_owner {
+            self.stop_writing(id, term);
+            let did = id.to_did();
+            self.alarm("fenced", format!("{did} was taken over by another node in term {term}: this node only reads for it now"));
         }
+    }
+
+    /// The owner lives elsewhere, in `term`: nothing is written for it any more, and whoever waits is told.
+    pub(crate) fn stop_writing(&mut self, id: &OwnerKey, term: u64) {
+        let Some(owner) = self.owners.get_mut(id) else { return };
         owner.state = OwnerState::Fenced(term);
         let mut writes = Vec::new();
         let mut waiting = Vec::new();
@@ -704,7 +727,6 @@ impl Node {
                 self.tell_put(id, &name, waiter, Err(CallError::Fenced { term }));
             }
         }
-        self.alarm("fenced", format!("{did} was taken over by another node in term {term}: this node only reads for it now"));
     }
 
     /// `agent/section`, as a user would name it.

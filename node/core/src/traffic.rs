@@ -61,7 +61,7 @@ pub(crate) enum AfterPersist {
     /// A created agent: now it exists.
     Born { call: u64, agent: persona_fragments::OwnerKey },
     /// An imported agent, with all that it was: now it may be told of.
-    Imported { call: u64, agent: persona_fragments::OwnerKey, report: Box<crate::report::ImportReport> },
+    Imported { call: Option<u64>, agent: persona_fragments::OwnerKey, report: Box<crate::report::ImportReport> },
     /// Message state: now these may be published, and these calls answered.
     Messages(crate::messages::AfterMessages),
 }
@@ -250,7 +250,7 @@ impl Node {
                 Some(AfterPersist::Intent(op)) => self.put_intent_durable(op),
                 Some(AfterPersist::Floor { op, key, version }) => self.floor_durable(op, &key, &version),
                 Some(AfterPersist::Born { call, agent }) => self.agent_born(call, agent),
-                Some(AfterPersist::Imported { call, agent, report }) => self.agent_came(call, agent, *report),
+                Some(AfterPersist::Imported { call, agent, report }) => self.agent_came(call, agent, Some(report)),
                 Some(AfterPersist::Messages(after)) => self.messages_durable(after),
                 Some(AfterPersist::Nothing) | None => {}
             }

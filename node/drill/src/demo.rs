@@ -8,7 +8,7 @@
 mod report;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
+use std::io::{Read as _, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -34,6 +34,10 @@ const INES: &str = include_str!("../../../docs/examples/ines.json");
 const PASSPHRASE: &str = "for the length of a demonstration";
 /// A host, two partners and a node to come back on.
 const NODES_MIN: usize = 4;
+/// The most holders that a core ever has (docs/spec/section.md); none of them is its host.
+const CORE_HOLDERS_MAX: usize = 10;
+/// The most attributes that an agent can be born with, in bytes (docs/spec/agent.md).
+const ATTRIBUTES_BYTES_MAX: u64 = (1 << 20) - (16 << 10);
 /// How far ahead of the last counter that he knows of an impostor writes: acknowledgements use counters too, and he must not look like a replay.
 const COUNTER_AHEAD: u64 = 16;
 
@@ -56,6 +60,30 @@ impl Default for DemoOptions {
     fn default() -> Self {
         Self { nodes: 14, kill: 4, attributes: None, json: false, keep: false }
     }
+}
+
+/// A wish that no demo can grant, found before anything was started.
+#[derive(Debug, thiserror::Error)]
+#[error("{detail}")]
+pub struct Impossible {
+    /// What is wrong with it, in one sentence.
+    pub detail: String,
+    /// What to wish for instead.
+    pub hint: String,
+}
+
+impl Impossible {
+    fn new(detail: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { detail: detail.into(), hint: hint.into() }
+    }
+}
+
+/// The demo was ended from outside, by Ctrl-C as a rule.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted; the processes are gone{}", if *kept { ", and their directories stay" } else { " and so are their directories" })]
+pub struct Interrupted {
+    /// Whether the directories stay, as [`DemoOptions::keep`] asks for.
+    pub kept: bool,
 }
 
 /// What an impostor has: everything that lies in a stolen recovery file, and what anybody may know. Not the personality.
@@ -114,19 +142,53 @@ pub async fn demo(
     out: &mut (dyn Write + Send),
     cancel: impl Future<Output = ()>,
 ) -> Result<DemoReport> {
-    ensure!(options.nodes >= NODES_MIN, "a demo needs at least {NODES_MIN} nodes: a host, two partners, and one to come back on");
-    ensure!(options.kill >= 1, "the demo kills at least the host: --kill 1 or more");
-    ensure!(options.kill + 2 <= options.nodes, "at least two nodes must live on: --kill {} or less", options.nodes - 2);
-    let attributes = match &options.attributes {
-        None => MIRA.to_owned(),
-        Some(path) => std::fs::read_to_string(path).with_context(|| format!("cannot read the attributes in {}", path.display()))?,
-    };
+    let attributes = check(options)?;
     let mut story = Story::begin(out);
     // The mesh lives inside the future: whichever way this ends, it is dropped here and takes its processes with it.
     tokio::select! {
         told = tell(binary, options, &attributes, forge, &mut story) => told,
-        () = cancel => bail!("interrupted; the processes are gone and so are their directories"),
+        () = cancel => Err(Interrupted { kept: options.keep }.into()),
     }
+}
+
+/// Checks what is asked for before anything starts, and answers the attributes.
+fn check(options: &DemoOptions) -> Result<String, Impossible> {
+    let DemoOptions { nodes, kill, .. } = *options;
+    if nodes < NODES_MIN {
+        let detail = format!("a demo needs at least {NODES_MIN} nodes: a host, two partners, and one to come back on");
+        return Err(Impossible::new(
+            detail,
+            format!("give --nodes {NODES_MIN} or more; with 12 or more all ten holders of the core are other nodes"),
+        ));
+    }
+    if kill < 1 {
+        return Err(Impossible::new("the demo kills at least the host", "give --kill 1 or more"));
+    }
+    let most = (nodes - 2).min(CORE_HOLDERS_MAX + 1);
+    if kill > most {
+        let detail = format!(
+            "{kill} of {nodes} nodes cannot be killed: two must live on, and only the host and its core's {CORE_HOLDERS_MAX} holders are"
+        );
+        return Err(Impossible::new(detail, format!("give --kill {most} or less")));
+    }
+    options.attributes.as_deref().map_or_else(|| Ok(MIRA.to_owned()), attributes_in)
+}
+
+/// The attributes in a user's file: JSON that an agent can be born with, judged as its node will judge it.
+fn attributes_in(path: &Path) -> Result<String, Impossible> {
+    const HINT: &str =
+        "give a JSON file with your agent's own attributes, such as docs/examples/mira.json; without --attributes that one is taken";
+    let refuse = |why: String| Impossible::new(format!("the attributes in {} {why}", path.display()), HINT);
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path);
+    let read = file.and_then(|file| file.take(ATTRIBUTES_BYTES_MAX + 1).read_to_end(&mut bytes));
+    read.map_err(|error| refuse(format!("cannot be read: {error}")))?;
+    if bytes.len() as u64 > ATTRIBUTES_BYTES_MAX {
+        return Err(refuse(format!("are too large: an agent is born with at most {ATTRIBUTES_BYTES_MAX} bytes of them")));
+    }
+    let text = String::from_utf8(bytes).map_err(|_| refuse("are not UTF-8 text".to_owned()))?;
+    serde_json::from_str::<Value>(&text).map_err(|error| refuse(format!("are not JSON: {error}")))?;
+    Ok(text)
 }
 
 async fn tell(
@@ -170,9 +232,9 @@ async fn tell(
         partner_accepts: false,
         impostor_refused: false,
         modes: Modes {
-            any: ModeOutcome::Short { have: 0, need: 0 },
-            regular: ModeOutcome::Short { have: 0, need: 0 },
-            atomic: ModeOutcome::Short { have: 0, need: 0 },
+            any: ModeOutcome::Short { have: 0, need: None },
+            regular: ModeOutcome::Short { have: 0, need: None },
+            atomic: ModeOutcome::Short { have: 0, need: None },
         },
         recovered_after_restart: false,
         seconds: 0.0,
@@ -280,7 +342,7 @@ async fn tell(
         }
         Err(ApiError::Problem(problem)) => {
             story.tell(format!("Node {:02} cannot import mira ({import_seconds:.2} s): {}.", new_home + 1, problem.detail));
-            note_refusal(&report, &problem, promise, import_seconds, &mut broken);
+            note_refusal(&problem, promise, import_seconds, &mut broken);
         }
         Err(error) => return Err(error.into()),
     }
@@ -478,7 +540,7 @@ async fn try_modes(api: &Api, mira: &Agent, report: &mut DemoReport, broken: &mu
         let asked_at = Instant::now();
         match api.get(&format!("/v1/analyze{}", query(&[("agent", &mira.id), ("section", "core"), ("mode", mode)]))).await {
             Ok(analysis) => report.core.holders_answered = number(&analysis, "/answered")?,
-            Err(ApiError::Problem(problem)) => match shortage(&problem, mode, &report.core) {
+            Err(ApiError::Problem(problem)) => match shortage(&problem) {
                 Some(short) => *outcome = short,
                 None => bail!("mode {mode} was refused without numbers: {}: {}", problem.title, problem.detail),
             },
@@ -647,13 +709,41 @@ mod tests {
     #[tokio::test]
     async fn impossible_wishes_are_refused_before_anything_starts() {
         let forge = |_: &ForgeInput<'_>| -> Result<Vec<u8>> { bail!("nobody forges here") };
-        for (nodes, kill, hint) in [(3, 1, "at least 4 nodes"), (14, 0, "--kill 1 or more"), (14, 13, "--kill 12 or less")] {
-            let options = DemoOptions { nodes, kill, ..DemoOptions::default() };
+        let refused = async |options: DemoOptions| {
             let mut out = Vec::new();
             let error = demo(Path::new("/nonexistent"), &options, &forge, &mut out, std::future::pending()).await.unwrap_err();
-            assert!(error.to_string().contains(hint), "{error}");
-            assert!(out.is_empty());
+            assert!(out.is_empty(), "the story had begun");
+            let Impossible { detail, hint } = error.downcast::<Impossible>().unwrap();
+            assert!(!hint.is_empty());
+            format!("{detail}; {hint}")
+        };
+        for (nodes, kill, hint) in
+            [(3, 1, "at least 4 nodes"), (14, 0, "--kill 1 or more"), (14, 12, "--kill 11 or less"), (6, 5, "--kill 4 or less")]
+        {
+            let said = refused(DemoOptions { nodes, kill, ..DemoOptions::default() }).await;
+            assert!(said.contains(hint), "{said}");
         }
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("agent.json");
+        let blanks = vec![b' '; usize::try_from(ATTRIBUTES_BYTES_MAX).unwrap() + 1];
+        let deep = "[".repeat(1000).into_bytes();
+        let cases: [(Option<&[u8]>, &str); 6] = [
+            (None, "cannot be read"),
+            (Some(b""), "are not JSON"),
+            (Some(b"{\"name\": \"ada\""), "are not JSON"),
+            (Some(&deep), "are not JSON"),
+            (Some(b"{\"name\": \"\xff\"}"), "are not UTF-8"),
+            (Some(&blanks), "are too large"),
+        ];
+        for (content, why) in cases {
+            if let Some(content) = content {
+                std::fs::write(&path, content).unwrap();
+            }
+            let said = refused(DemoOptions { attributes: Some(path.clone()), ..DemoOptions::default() }).await;
+            assert!(said.contains(why) && said.contains("agent.json"), "{said}");
+        }
+        std::fs::write(&path, br#"{"name": "ada"}"#).unwrap();
+        assert_eq!(attributes_in(&path).unwrap(), r#"{"name": "ada"}"#);
     }
 
     #[tokio::test]

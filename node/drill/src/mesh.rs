@@ -91,6 +91,30 @@ impl Mesh {
         Ok(())
     }
 
+    /// Starts `more` nodes as `template` says that join by a ticket of the first, and waits until all are ready.
+    ///
+    /// # Errors
+    /// The first node is not up, or a new one does not come up or is not ready in time.
+    pub async fn grow(&mut self, binary: &Path, template: &NodeOptions, more: usize) -> Result<(), DrillError> {
+        let template = NodeOptions { join: vec![self.ticket(0).await?], ..template.clone() };
+        self.join(binary, &template, self.nodes.len() + more).await?;
+        self.wait_ready().await
+    }
+
+    /// Starts dead nodes again on their directories, all at the same moment, and waits until they are up.
+    ///
+    /// # Errors
+    /// One of them still runs, or does not come up.
+    pub async fn restart(&mut self, dead: &[usize]) -> Result<(), DrillError> {
+        for node in dead {
+            self.nodes[*node].relaunch()?;
+        }
+        for node in dead {
+            self.nodes[*node].wait_up().await?;
+        }
+        Ok(())
+    }
+
     /// Waits until every running node is ready and knows enough of the running others to place any section.
     ///
     /// # Errors

@@ -341,11 +341,19 @@ impl NodeProcess {
     /// # Errors
     /// It still runs, or does not come up.
     pub async fn restart(&mut self) -> Result<(), DrillError> {
+        self.relaunch()?;
+        self.wait_up().await
+    }
+
+    /// Starts the node again on the same directory without waiting for it: [`wait_up`](Self::wait_up) does.
+    ///
+    /// # Errors
+    /// It still runs, or cannot be started.
+    pub fn relaunch(&mut self) -> Result<(), DrillError> {
         if self.is_running() {
             return Err(DrillError::Usage(format!("{} still runs: kill or stop it before it is restarted", self.dir.display())));
         }
-        self.launch()?;
-        self.wait_up().await
+        self.launch()
     }
 
     /// Runs a verb against this node, as a person would: `persona VERB ... --dir DIR`, in the directory above the node's own.

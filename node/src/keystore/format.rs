@@ -11,10 +11,13 @@ use persona_fragments::OwnerKey;
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
-use super::{AgentEntry, AgentSecrets, Passphrase};
+use super::{AgentEntry, AgentSecrets, ByName, ImportSecrets, Passphrase};
 
 /// The version that this build writes.
-pub const FORMAT_VERSION: u8 = 1;
+pub const FORMAT_VERSION: u8 = 2;
+
+/// The oldest version that this build reads. It has no entries of kinds 5 and 6.
+const FORMAT_VERSION_MIN: u8 = 1;
 
 /// Bytes of a salt.
 pub const SALT_BYTES: usize = 16;
@@ -25,10 +28,11 @@ pub const AGENTS_MAX: usize = 4096;
 /// The longest name of an agent, in bytes.
 pub const NAME_BYTES_MAX: usize = 64;
 
-/// No keystore is larger: [`AGENTS_MAX`] agents take half of it.
+/// No keystore is larger: [`AGENTS_MAX`] agents, each with an import and a mark, take two thirds of it.
 pub(super) const FILE_BYTES_MAX: u64 = 4 << 20;
 
-const _: () = assert!(AGENTS_MAX * (2 * (ENTRY_HEAD_BYTES + TAG_BYTES) + AGENT_HEAD_BYTES + NAME_BYTES_MAX + 32) < FILE_BYTES_MAX as usize);
+const _: () =
+    assert!(AGENTS_MAX * (4 * (ENTRY_HEAD_BYTES + TAG_BYTES) + 2 * (AGENT_HEAD_BYTES + NAME_BYTES_MAX) + 32) < FILE_BYTES_MAX as usize);
 
 const MAGIC: &[u8; 8] = b"PERSONAK";
 const NONCE_BYTES: usize = 24;
@@ -134,11 +138,17 @@ pub(super) enum Kind {
     NodeKey = 2,
     Agent = 3,
     BehaviourSeed = 4,
+    /// An agent that is being imported: as [`Kind::Agent`], with the term that it is taken over from, and without a behaviour seed.
+    Importing = 5,
+    /// Of the agent with this id no recovery file is known to have been written.
+    NoRecovery = 6,
 }
 
 impl Kind {
     fn from_number(number: u8) -> Option<Self> {
-        [Self::NodeSeed, Self::NodeKey, Self::Agent, Self::BehaviourSeed].into_iter().find(|kind| *kind as u8 == number)
+        [Self::NodeSeed, Self::NodeKey, Self::Agent, Self::BehaviourSeed, Self::Importing, Self::NoRecovery]
+            .into_iter()
+            .find(|kind| *kind as u8 == number)
     }
 }
 
@@ -204,7 +214,7 @@ impl Contents {
 
     /// The bytes, and the checksum at their end.
     pub(super) fn write(&self) -> (Vec<u8>, [u8; 32]) {
-        let mut out = self.wrapped.head();
+        let mut out = self.wrapped.head(FORMAT_VERSION);
         out.extend(self.wrapped.master.nonce);
         out.extend(&self.wrapped.master.ciphertext);
         out.extend(u32::try_from(self.entries.len()).expect("at most two for each of AGENTS_MAX agents, and the node's").to_le_bytes());
@@ -228,11 +238,11 @@ impl Contents {
         if reader.take::<8>()? != *MAGIC {
             return Err(damaged("it does not begin as a keystore"));
         }
-        match reader.take::<1>()? {
-            [FORMAT_VERSION] => {}
+        let version = match reader.take::<1>()? {
+            [version @ FORMAT_VERSION_MIN..=FORMAT_VERSION] => version,
             [0] => return Err(damaged("its format is 0")),
             [found] => return Err(ReadError::Newer(found)),
-        }
+        };
         let (summed, sum) = bytes.split_last_chunk::<32>().ok_or_else(|| damaged("it ends too early"))?;
         if checksum(summed) != *sum {
             return Err(damaged("its checksum does not match"));
@@ -243,13 +253,16 @@ impl Contents {
         let master = Sealed { nonce: reader.take()?, ciphertext: reader.slice(32 + TAG_BYTES)?.to_vec() };
         let wrapped = Wrapped { salt, cost, master };
         let key = derive_key(passphrase, &salt, cost).map_err(ReadError::Cost)?;
-        let master = decrypt(&key, &wrapped.master, &[MASTER_LABEL, &wrapped.head()]).ok_or(ReadError::WrongPassphrase)?;
+        let master = decrypt(&key, &wrapped.master, &[MASTER_LABEL, &wrapped.head(version)]).ok_or(ReadError::WrongPassphrase)?;
         let master = Zeroizing::new(master.as_slice().try_into().expect("its length was read"));
+        // The master key is bound to the version: the next write is of this one.
+        let wrapped = if version == FORMAT_VERSION { wrapped } else { wrap_under(&key, &master, salt, cost) };
 
         let mut entries = BTreeMap::new();
         for _ in 0..reader.number()? {
             let [kind] = reader.take()?;
-            let kind = Kind::from_number(kind).ok_or_else(|| damaged("an entry is of an unknown kind"))?;
+            let kind = Kind::from_number(kind).filter(|kind| version > 1 || *kind < Kind::Importing);
+            let kind = kind.ok_or_else(|| damaged("an entry is of an unknown kind"))?;
             let at = (kind, EntryId(reader.take()?));
             let nonce = reader.take()?;
             let len = reader.number()? as usize;
@@ -268,9 +281,9 @@ impl Contents {
         Ok((Self { wrapped, master, entries }, *sum))
     }
 
-    /// Opens every entry once, and lists the agents.
-    pub(super) fn agents(&self) -> Result<BTreeMap<String, (EntryId, AgentEntry)>, String> {
-        let mut agents = BTreeMap::new();
+    /// Opens every entry once, and lists the agents, and those that are being imported.
+    pub(super) fn agents(&self) -> Result<(ByName, ByName), String> {
+        let (mut agents, mut importing) = (ByName::new(), ByName::new());
         for kind in [Kind::NodeSeed, Kind::NodeKey] {
             self.open(kind, EntryId::NODE, 32).ok_or("an entry of the node's is missing or altered")?;
         }
@@ -280,8 +293,21 @@ impl Contents {
                 Kind::NodeSeed | Kind::NodeKey => return Err("the node has two entries of a kind".to_owned()),
                 Kind::BehaviourSeed if self.entries.contains_key(&(Kind::Agent, id)) => {}
                 Kind::BehaviourSeed => return Err("a behaviour seed has no agent".to_owned()),
+                Kind::NoRecovery if self.entries.contains_key(&(Kind::Agent, id)) => {
+                    self.open(kind, id, 0).filter(|plaintext| plaintext.is_empty()).ok_or("a mark of an agent is altered")?;
+                }
+                Kind::NoRecovery => return Err("a mark has no agent".to_owned()),
+                Kind::Importing => {
+                    let entry = self.agent_entry(kind, id).ok_or("the entry of an import is altered")?;
+                    if importing.values().any(|(_, other)| other.agent == entry.agent) {
+                        return Err("an agent is being imported twice".to_owned());
+                    }
+                    if importing.insert(entry.name.clone(), (id, entry)).is_some() {
+                        return Err("two agents that are being imported have one name".to_owned());
+                    }
+                }
                 Kind::Agent => {
-                    let entry = self.agent_entry(id).ok_or("an agent's entry is altered")?;
+                    let entry = self.agent_entry(kind, id).ok_or("an agent's entry is altered")?;
                     self.open(Kind::BehaviourSeed, id, 32).ok_or("an agent's behaviour seed is missing or altered")?;
                     if agents.insert(entry.name.clone(), (id, entry)).is_some() {
                         return Err("two agents have one name".to_owned());
@@ -289,21 +315,28 @@ impl Contents {
                 }
             }
         }
-        Ok(agents)
+        let clash =
+            |(name, (_, coming)): (&String, &(EntryId, AgentEntry))| agents.get(name).is_some_and(|(_, here)| here.agent != coming.agent);
+        if importing.iter().any(clash) {
+            return Err("an agent that is being imported has another's name".to_owned());
+        }
+        Ok((agents, importing))
     }
 
-    fn agent_entry(&self, id: EntryId) -> Option<AgentEntry> {
-        let plaintext = self.open(Kind::Agent, id, AGENT_HEAD_BYTES)?;
+    fn agent_entry(&self, kind: Kind, id: EntryId) -> Option<AgentEntry> {
+        let plaintext = self.open(kind, id, AGENT_HEAD_BYTES)?;
         let mut reader = Reader(&plaintext);
         let term = u64::from_le_bytes(reader.take().ok()?);
         let agent = OwnerKey(reader.take().ok()?);
         let name = std::str::from_utf8(&plaintext[AGENT_HEAD_BYTES..]).ok()?;
         let named = !name.is_empty() && name.len() <= NAME_BYTES_MAX;
-        named.then(|| AgentEntry { name: name.to_owned(), agent, term })
+        let recovery_written = !self.entries.contains_key(&(Kind::NoRecovery, id));
+        named.then(|| AgentEntry { name: name.to_owned(), agent, term, recovery_written })
     }
 
-    pub(super) fn root(&self, id: EntryId) -> Zeroizing<[u8; 32]> {
-        let plaintext = self.open(Kind::Agent, id, AGENT_HEAD_BYTES).expect("every entry was opened when the keystore was");
+    /// The root secret in an entry of an agent, or of an import.
+    pub(super) fn root(&self, kind: Kind, id: EntryId) -> Zeroizing<[u8; 32]> {
+        let plaintext = self.open(kind, id, AGENT_HEAD_BYTES).expect("every entry was opened when the keystore was");
         Zeroizing::new(plaintext[40..AGENT_HEAD_BYTES].try_into().expect("32 bytes"))
     }
 
@@ -313,14 +346,34 @@ impl Contents {
     }
 
     pub(super) fn seal_agent(&mut self, id: EntryId, secrets: &AgentSecrets) {
-        // Reserved at once: a buffer that grows leaves copies behind.
-        let mut plaintext = Zeroizing::new(Vec::with_capacity(AGENT_HEAD_BYTES + secrets.name.len()));
-        plaintext.extend_from_slice(&secrets.term.to_le_bytes());
-        plaintext.extend_from_slice(&secrets.agent.0);
-        plaintext.extend_from_slice(&secrets.root);
-        plaintext.extend_from_slice(secrets.name.as_bytes());
-        self.seal(Kind::Agent, id, &plaintext);
+        self.seal_root(Kind::Agent, id, secrets.term, &secrets.agent, &secrets.root, &secrets.name);
         self.seal(Kind::BehaviourSeed, id, &secrets.behaviour_seed);
+    }
+
+    pub(super) fn seal_import(&mut self, id: EntryId, secrets: &ImportSecrets) {
+        self.seal_root(Kind::Importing, id, secrets.from_term, &secrets.agent, &secrets.root, &secrets.name);
+    }
+
+    /// Marks an agent whose recovery file nobody is known to have.
+    pub(super) fn mark_no_recovery(&mut self, id: EntryId) {
+        self.seal(Kind::NoRecovery, id, &[]);
+    }
+
+    fn seal_root(&mut self, kind: Kind, id: EntryId, term: u64, agent: &OwnerKey, root: &[u8; 32], name: &str) {
+        // Reserved at once: a buffer that grows leaves copies behind.
+        let mut plaintext = Zeroizing::new(Vec::with_capacity(AGENT_HEAD_BYTES + name.len()));
+        plaintext.extend_from_slice(&term.to_le_bytes());
+        plaintext.extend_from_slice(&agent.0);
+        plaintext.extend_from_slice(root);
+        plaintext.extend_from_slice(name.as_bytes());
+        self.seal(kind, id, &plaintext);
+    }
+
+    /// Removes all entries of an agent that lives here.
+    pub(super) fn remove_agent(&mut self, id: EntryId) {
+        for kind in [Kind::Agent, Kind::BehaviourSeed, Kind::NoRecovery] {
+            self.remove(kind, id);
+        }
     }
 
     pub(super) fn remove(&mut self, kind: Kind, id: EntryId) {
@@ -349,19 +402,24 @@ impl Contents {
 
 impl Wrapped {
     /// Everything before the master key: it is bound to it.
-    fn head(&self) -> Vec<u8> {
+    fn head(&self, version: u8) -> Vec<u8> {
         let Cost { memory_kib, passes, lanes } = self.cost;
         let numbers = [memory_kib, passes, lanes].map(u32::to_le_bytes);
-        [MAGIC.as_slice(), &[FORMAT_VERSION], &self.salt, numbers.as_flattened()].concat()
+        [MAGIC.as_slice(), &[version], &self.salt, numbers.as_flattened()].concat()
     }
 }
 
 fn wrap(master: &[u8; 32], passphrase: &Passphrase, cost: Cost) -> Result<Wrapped, CostError> {
     let salt = random();
     let key = derive_key(passphrase, &salt, cost)?;
+    Ok(wrap_under(&key, master, salt, cost))
+}
+
+/// Seals the master key for this version, under a passphrase key that `salt` and `cost` derive.
+fn wrap_under(key: &[u8; 32], master: &[u8; 32], salt: [u8; SALT_BYTES], cost: Cost) -> Wrapped {
     let mut wrapped = Wrapped { salt, cost, master: Sealed { nonce: [0; NONCE_BYTES], ciphertext: Vec::new() } };
-    wrapped.master = encrypt(&key, master, &[MASTER_LABEL, &wrapped.head()]);
-    Ok(wrapped)
+    wrapped.master = encrypt(key, master, &[MASTER_LABEL, &wrapped.head(FORMAT_VERSION)]);
+    wrapped
 }
 
 fn checksum(bytes: &[u8]) -> [u8; 32] {

@@ -17,7 +17,8 @@ use std::{
 
 use chacha20::ChaCha20Rng;
 use persona_core::{
-    AgentKeys, Answer, Call, CallError, Config, Gossip, Input, Judgement, Node, NodeKeys, Output, PublishError, RequestError,
+    AgentKeys, Answer, Call, CallError, Config, Gossip, ImportKeys, Input, Judgement, Keep, Node, NodeKeys, Output, PublishError,
+    RequestError, Stray,
 };
 use persona_fragments::{Class, Ed25519Verifier, OwnerKey, PeerKey, SectionKey, Signature, Signer, Verifier};
 use persona_mesh_proto::{Mode, Now, PersistId, Table, Write};
@@ -87,6 +88,15 @@ struct Host {
     unsynced: VecDeque<(PersistId, Vec<Write>)>,
     syncing: bool,
     keystore: Vec<(String, [u8; 32], u64)>,
+    /// What the keystore has of imports that are not over.
+    importing: Vec<(String, [u8; 32], u64)>,
+    /// Its keystore cannot be written.
+    keystore_fails: bool,
+    /// Why agents of the keystore were not taken up at the last start. Only a damaged disk may have such.
+    damaged: bool,
+    not_taken_up: Vec<String>,
+    /// Of whom the disk had something, and the keystore nothing, at the last start.
+    strays: Vec<Stray>,
     /// Which side of a partition it is on.
     side: u8,
     connected: BTreeSet<usize>,
@@ -129,6 +139,14 @@ enum Event {
         host: usize,
         life: u64,
         batches: usize,
+    },
+    /// A keystore is written.
+    Kept {
+        host: usize,
+        life: u64,
+        id: u64,
+        agent: OwnerKey,
+        keep: Keep,
     },
     Tick {
         host: usize,
@@ -207,6 +225,11 @@ impl World {
                 unsynced: VecDeque::new(),
                 syncing: false,
                 keystore: Vec::new(),
+                importing: Vec::new(),
+                keystore_fails: false,
+                damaged: false,
+                not_taken_up: Vec::new(),
+                strays: Vec::new(),
                 side: 0,
                 connected: BTreeSet::new(),
                 next_tick_us: None,
@@ -271,6 +294,7 @@ impl World {
         self.rng.fill_bytes(&mut seed);
         let verifier: Arc<dyn Verifier> = self.notary.clone();
         let machine = &mut self.hosts[host];
+        machine.not_taken_up.clear();
         assert!(machine.node.is_none(), "host {host} is up already");
         let secret = machine.secret;
         let keys = NodeKeys { signer: Box::new(TagSigner { secret }), verifier, secret: Zeroizing::new(secret) };
@@ -282,8 +306,14 @@ impl World {
         }
         for (name, root, term) in &machine.keystore {
             let keys = AgentKeys { name: name.clone(), root: Zeroizing::new(*root), term: *term };
-            node.add_agent(keys).expect("an agent of the keystore is taken up");
+            let taken_up = node.add_agent(keys);
+            machine.not_taken_up.extend(taken_up.err());
         }
+        assert!(machine.damaged || machine.not_taken_up.is_empty(), "agents of the keystore are taken up: {:?}", machine.not_taken_up);
+        for (name, root, from_term) in &machine.importing {
+            node.resume_import(ImportKeys { name: name.clone(), root: Zeroizing::new(*root), from_term: *from_term });
+        }
+        machine.strays = node.forget_strays();
         machine.served = node.heads_to_serve().into_iter().collect();
         machine.node = Some(node);
         machine.next_tick_us = None;
@@ -357,6 +387,9 @@ impl World {
 
     fn feed(&mut self, host: usize, input: Input) {
         let now = self.now();
+        if let Input::Call { call, .. } = &input {
+            self.load_rows_for(host, call);
+        }
         let Some(node) = self.hosts[host].node.as_mut() else { return };
         let tick = matches!(input, Input::Tick);
         let outputs = node.handle(input, now);
@@ -374,6 +407,35 @@ impl World {
             let life = self.hosts[host].life;
             self.schedule(at - self.now_us, Event::Tick { host, life });
         }
+    }
+
+    /// An agent that lived here once is imported: what the disk has of it is loaded first, as the daemon does.
+    fn load_rows_for(&mut self, host: usize, call: &Call) {
+        let machine = &mut self.hosts[host];
+        let Some(node) = machine.node.as_mut() else { return };
+        let Some(agent) = node.wants_rows(call) else { return };
+        for ((table, key), value) in &machine.disk {
+            node.load_row_of(&agent, *table, key, value).expect("what was stored loads");
+        }
+    }
+
+    /// The keystore of a host is written, or refuses.
+    fn kept(&mut self, host: usize, id: u64, agent: OwnerKey, keep: Keep) {
+        let machine = &mut self.hosts[host];
+        if machine.keystore_fails {
+            return self.feed(host, Input::Kept { id, result: Err("the disk is full".into()) });
+        }
+        let other = |(_, root, _): &(String, [u8; 32], u64)| persona_agent::RootSecret::from_bytes(*root).agent_id() != agent;
+        machine.importing.retain(other);
+        match keep {
+            Keep::Importing { name, root, from_term } => machine.importing.push((name, *root, from_term)),
+            Keep::NotImporting => {}
+            Keep::Home { name, root, term, .. } => {
+                machine.keystore.retain(other);
+                machine.keystore.push((name, *root, term));
+            }
+        }
+        self.feed(host, Input::Kept { id, result: Ok(()) });
     }
 
     fn carry_out(&mut self, host: usize, output: Output) {
@@ -394,6 +456,10 @@ impl World {
             Output::Persist { id, writes } => {
                 self.hosts[host].unsynced.push_back((id, writes));
                 self.sync(host);
+            }
+            Output::Keep { id, agent, keep } => {
+                let after = self.delay();
+                self.schedule(after, Event::Kept { host, life, id, agent, keep });
             }
             Output::Load { id, table, key } => {
                 let value = self.hosts[host].disk.get(&(table, key)).cloned();
@@ -524,6 +590,11 @@ impl World {
                     self.synced(host, batches);
                 }
             }
+            Event::Kept { host, life, id, agent, keep } => {
+                if self.hosts[host].life == life {
+                    self.kept(host, id, agent, keep);
+                }
+            }
             Event::Tick { host, life } => {
                 if self.hosts[host].life == life && self.hosts[host].next_tick_us == Some(at) {
                     self.feed(host, Input::Tick);
@@ -636,8 +707,11 @@ impl World {
 
     fn imported(&mut self, host: usize, call: u64) -> Result<persona_core::report::ImportReport, CallError> {
         match self.answer_of(call, "an import")? {
-            Answer::Agent { name, root, term, import, .. } => {
-                self.keep(host, &name, &root, term);
+            Answer::Agent { name, import, .. } => {
+                assert!(
+                    self.hosts[host].keystore.iter().any(|(kept, ..)| *kept == name),
+                    "the keystore has it before the call is answered"
+                );
                 Ok(*import.expect("an import has a report"))
             }
             other => panic!("an import is answered with {other:?}"),

@@ -371,6 +371,33 @@ fn a_host_that_restarts_into_an_empty_room_does_not_talk_its_sections_down() {
 }
 
 #[test]
+fn holders_that_were_silent_for_a_while_are_holders_again_soon() {
+    // Cut off while their host restarts, and found again by it; or silent while it stays connected to them.
+    for restarts in [true, false] {
+        let mut world = World::of(14, 133);
+        let ada = world.create(0, "ada");
+        world.run_s(2);
+        assert_eq!(world.holders(0, ada, "core").len(), 10);
+        let silent: Vec<usize> = (5..14).collect();
+        if restarts {
+            world.crash(0);
+        }
+        world.cut(&silent);
+        if restarts {
+            world.restart(0);
+        }
+        world.call(0, document(ada, "doc/letter", b"be kind"));
+        world.run_s(15);
+        world.heal();
+        world.run_s(45);
+        for section in ["core", "card", "index"] {
+            let held = world.holders(0, ada, section);
+            assert_eq!(held.len(), 10, "restarts {restarts}: {section} is held by {held:?}");
+        }
+    }
+}
+
+#[test]
 fn what_was_put_alone_spreads_when_others_join() {
     let mut world = World::of(8, 132);
     let others: Vec<usize> = (1..8).collect();
@@ -384,4 +411,26 @@ fn what_was_put_alone_spreads_when_others_join() {
     world.run_s(20);
     let held = world.holders(0, ada, "core");
     assert!(held.len() == 7 && !held.contains(&0), "{held:?}");
+}
+
+#[test]
+fn whoever_joins_while_a_section_is_being_put_becomes_a_holder_soon_too() {
+    // The sections are put again 3 s after the first came; the last comes just before, meanwhile, or just after.
+    for step in 0..24 {
+        let mut world = World::of(8, 140 + step);
+        let others: Vec<usize> = (1..8).collect();
+        world.crash_all(&others);
+        world.run_s(1);
+        let ada = world.create(0, "ada");
+        for host in &others[..6] {
+            world.restart(*host);
+        }
+        world.run_us(2_990_000 + step * 3_000);
+        world.restart(7);
+        world.run_s(20);
+        for section in ["core", "card", "index"] {
+            let held = world.holders(0, ada, section);
+            assert_eq!(held.len(), 7, "step {step}: {section} is held by {held:?}");
+        }
+    }
 }

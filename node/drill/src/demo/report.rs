@@ -79,17 +79,17 @@ pub struct Modes {
     pub atomic: ModeOutcome,
 }
 
-/// One mode's outcome: `"ok"`, or how many there were and how many it takes.
+/// One mode's outcome: `"ok"`, or how many there were and how many it takes, both as the node said it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ModeOutcome {
     /// It read.
     Works,
     /// Too few shards or answers.
     Short {
-        /// There were this many.
+        /// There were this many: shards or holders, or if none was found the nodes that answered.
         have: u64,
-        /// It takes this many.
-        need: u64,
+        /// It takes this many; null if the node did not say so, as when nobody knew the section.
+        need: Option<u64>,
     },
 }
 
@@ -106,7 +106,8 @@ impl ModeOutcome {
     pub(super) fn told(self) -> String {
         match self {
             Self::Works => "ok".to_owned(),
-            Self::Short { have, need } => format!("no, {have} of {need}"),
+            Self::Short { have, need: Some(need) } => format!("no, {have} of {need}"),
+            Self::Short { have, need: None } => format!("no, {have} answered and none had it"),
         }
     }
 }
@@ -135,11 +136,11 @@ impl Promise {
     }
 }
 
-/// What a refused read means: how many there were, and how many it takes. `None` if the problem does not say, which no promise allows.
-pub(super) fn shortage(problem: &Problem, mode: &str, core: &CoreReport) -> Option<ModeOutcome> {
+/// What a refused read means: how many there were, and how many it takes if that is said. `None` if the problem does not even say how many
+/// there were, which no promise allows.
+pub(super) fn shortage(problem: &Problem) -> Option<ModeOutcome> {
     let told = |key: &str| problem.data.get(key).and_then(Value::as_u64);
-    let need = told("need").unwrap_or(if mode == "any" { core.k } else { core.n - core.f });
-    told("have").or(told("answered")).map(|have| ModeOutcome::Short { have, need })
+    told("have").or(told("answered")).map(|have| ModeOutcome::Short { have, need: told("need") })
 }
 
 /// Takes from a successful import what the report needs, and holds its labels against the promise.
@@ -170,14 +171,14 @@ pub(super) fn note_import(report: &mut DemoReport, answer: &Value, promise: Prom
 }
 
 /// Holds a refused import against the promise.
-pub(super) fn note_refusal(report: &DemoReport, problem: &Problem, promise: Promise, seconds: f64, broken: &mut Vec<String>) {
+pub(super) fn note_refusal(problem: &Problem, promise: Promise, seconds: f64, broken: &mut Vec<String>) {
     if promise != Promise::Nothing {
         broken.push(format!("the import was refused ({}: {})", problem.title, problem.detail));
     }
     if seconds > READ_PROMISE.as_secs_f64() {
         broken.push(format!("the refusal took {seconds:.1} s instead of 5 s at most"));
     }
-    if shortage(problem, "any", &report.core).is_none() {
+    if shortage(problem).is_none() {
         broken.push(format!("the refusal ({}) does not name how many answered", problem.title));
     }
 }
@@ -189,11 +190,14 @@ pub(super) fn check_modes(report: &DemoReport, promise: Promise, lost: u64, brok
     for (name, outcome, promised) in [("any", any, any_promised), ("regular", regular, fresh_promised), ("atomic", atomic, fresh_promised)]
     {
         match outcome {
-            ModeOutcome::Short { have, need } if promised => broken.push(format!("mode {name} did not read: {have} of {need}")),
+            ModeOutcome::Short { .. } if promised => {
+                broken.push(format!("mode {name} did not read: {}", outcome.told().trim_start_matches("no, ")))
+            }
             ModeOutcome::Works if !promised => {
                 broken.push(format!("mode {name} claims to read with {lost} of {} holders lost", report.core.n))
             }
-            ModeOutcome::Short { have, .. } if have > report.core.n - lost => {
+            // Where the node says no need, it counts nodes that answered, and not holders.
+            ModeOutcome::Short { have, need: Some(_) } if have > report.core.n - lost => {
                 broken.push(format!("mode {name} counts {have} although only {} holders live", report.core.n - lost));
             }
             _ => {}
@@ -217,7 +221,7 @@ mod tests {
             messages_delivered: 8,
             partner_accepts: true,
             impostor_refused: true,
-            modes: Modes { any: ModeOutcome::Works, regular: ModeOutcome::Works, atomic: ModeOutcome::Short { have: 6, need: 7 } },
+            modes: Modes { any: ModeOutcome::Works, regular: ModeOutcome::Works, atomic: ModeOutcome::Short { have: 6, need: Some(7) } },
             recovered_after_restart: true,
             seconds: 31.5,
             broken: vec!["not shown".to_owned()],
@@ -248,15 +252,22 @@ mod tests {
 
     #[test]
     fn a_shortage_names_how_many_answered() {
-        let core = report().core;
-        let of = |data: Value, mode| {
+        let of = |data: Value| {
             let problem = Problem { status: 503, title: "unavailable".to_owned(), detail: String::new(), hint: String::new(), data };
-            shortage(&problem, mode, &core)
+            shortage(&problem)
         };
-        assert_eq!(of(json!({"have": 2, "need": 3, "asked": 10}), "any"), Some(ModeOutcome::Short { have: 2, need: 3 }));
-        assert_eq!(of(json!({"asked": 9, "answered": 0}), "any"), Some(ModeOutcome::Short { have: 0, need: 3 }));
-        assert_eq!(of(json!({"asked": 9, "answered": 4}), "regular"), Some(ModeOutcome::Short { have: 4, need: 7 }));
-        assert_eq!(of(json!({}), "regular"), None);
+        assert_eq!(of(json!({"have": 2, "need": 3, "asked": 10})), Some(ModeOutcome::Short { have: 2, need: Some(3) }));
+        assert_eq!(of(json!({})), None);
+    }
+
+    #[test]
+    fn what_the_node_did_not_say_is_not_made_up() {
+        let data = json!({"asked": 9, "answered": 4});
+        let problem = Problem { status: 404, title: "not-found".to_owned(), detail: String::new(), hint: String::new(), data };
+        let outcome = shortage(&problem).unwrap();
+        assert_eq!(outcome, ModeOutcome::Short { have: 4, need: None });
+        assert_eq!(serde_json::to_value(outcome).unwrap(), json!({"have": 4, "need": null}));
+        assert_eq!(outcome.told(), "no, 4 answered and none had it");
     }
 
     #[test]
@@ -269,11 +280,11 @@ mod tests {
         let mut report = report();
         assert_eq!(check(&report, Promise::Everything, 3), ["mode atomic did not read: 6 of 7"]);
         assert_eq!(check(&report, Promise::LabelledAny, 4), ["mode regular claims to read with 4 of 10 holders lost"]);
-        report.modes.regular = ModeOutcome::Short { have: 7, need: 7 };
+        report.modes.regular = ModeOutcome::Short { have: 7, need: Some(7) };
         assert_eq!(check(&report, Promise::LabelledAny, 4), ["mode regular counts 7 although only 6 holders live"]);
-        report.modes.regular = ModeOutcome::Short { have: 6, need: 7 };
+        report.modes.regular = ModeOutcome::Short { have: 6, need: Some(7) };
         assert!(check(&report, Promise::LabelledAny, 4).is_empty());
-        report.modes.any = ModeOutcome::Short { have: 2, need: 3 };
+        report.modes.any = ModeOutcome::Short { have: 2, need: Some(3) };
         assert_eq!(check(&report, Promise::Nothing, 8).len(), 2, "6 answers are too many when two holders live");
     }
 
@@ -301,9 +312,9 @@ mod tests {
     #[test]
     fn a_refusal_must_be_due_quick_and_precise() {
         let judge = |promise, seconds, data: Value| {
-            let (report, mut broken) = (report(), Vec::new());
+            let mut broken = Vec::new();
             let problem = Problem { status: 503, title: "unavailable".to_owned(), detail: String::new(), hint: String::new(), data };
-            note_refusal(&report, &problem, promise, seconds, &mut broken);
+            note_refusal(&problem, promise, seconds, &mut broken);
             broken.len()
         };
         assert_eq!(judge(Promise::Nothing, 1.0, json!({"have": 2, "need": 3})), 0);
