@@ -45,6 +45,8 @@ const ESSENTIAL: [&str; 2] = ["index", "core"];
 pub(crate) struct Import {
     /// Who waits for it; nobody does if it goes on by itself.
     call: Option<u64>,
+    /// It goes on with an earlier attempt: nobody said anew that the agent is to be taken from whoever has it now.
+    resumed: bool,
     pub(crate) agent: OwnerKey,
     name: Option<String>,
     root: RootSecret,
@@ -344,8 +346,14 @@ impl Node {
         if let Some(pending) = self.pending.get_mut(&agent) {
             pending.next_us = None;
         }
+        self.start_import(call, call.is_none(), root, name);
+    }
+
+    fn start_import(&mut self, call: Option<u64>, resumed: bool, root: RootSecret, name: Option<String>) {
+        let agent = root.agent_id();
         let import = Import {
             call,
+            resumed,
             agent,
             name,
             root,
@@ -389,7 +397,7 @@ impl Node {
             // The quorum is gone, but the bytes may not be: read what there is, and say so. Whether another host has the agent meanwhile is
             // not left to luck if nobody asked again.
             Err(CallError::QuorumUnreachable { .. } | CallError::Unavailable { .. })
-                if mode != Mode::Any && (state.call.is_some() || state.stage != Stage::Looking) =>
+                if mode != Mode::Any && (!state.resumed || state.stage != Stage::Looking) =>
             {
                 self.import_get(import, name, Mode::Any)
             }
@@ -425,7 +433,8 @@ impl Node {
         let reach = self.reach_of(&state);
         let term = match self.owners.get(&id).filter(|owner| owner.state == OwnerState::Importing) {
             Some(owner) => owner.term,
-            None => state.card.as_ref().map_or(0, |(card, _)| card.term),
+            None if reach == Reach::Certified => state.card.as_ref().map_or(0, |(card, _)| card.term),
+            None => self.messages.terms_tried.get(&id).copied().unwrap_or(0),
         };
         if !matches!(state.stage, Stage::Looking | Stage::Keeping) {
             self.messages.imported.remove(&id);
@@ -454,6 +463,10 @@ impl Node {
             }
             return self.keep(id, Keep::NotImporting, AfterKeep::Refused { call: state.call, error });
         }
+        if reach == Reach::Sent && !state.resumed && matches!(error, CallError::Refused { .. }) {
+            // Somebody else was there with a version of his. Whoever waits hears who has the agent now, and not that nobody knows.
+            return self.start_import(state.call, true, state.root, state.name);
+        }
         self.try_again(&id, &error);
         let error = match reach {
             Reach::Nothing => error,
@@ -476,6 +489,7 @@ impl Node {
             Stage::Index | Stage::Sections => Reach::Certified,
             _ if ours => Reach::Certified,
             Stage::Fencing if self.owners.get(&state.agent).is_some_and(sent) => Reach::Sent,
+            _ if state.resumed => Reach::Sent,
             Stage::Looking | Stage::Keeping | Stage::Fencing => Reach::Nothing,
         }
     }
@@ -520,7 +534,7 @@ impl Node {
             // Nobody said that it is to be taken from the host that has it now.
             let from_term = self.pending.get(&card.agent).map_or(0, |pending| pending.from_term);
             let Some(state) = self.imports.get_mut(&import) else { return };
-            if state.call.is_none() && card.home != self.me && card.term > from_term {
+            if state.resumed && card.home != self.me && card.term > from_term {
                 return self.import_refused(import, CallError::Fenced { term: card.term });
             }
             if state.name.is_none() {
@@ -533,10 +547,10 @@ impl Node {
             return;
         }
         let ready = ESSENTIAL.iter().all(|name| state.sections.get(*name).is_some_and(|step| step.over));
-        if ready && state.call.is_some() {
-            self.import_keep(import);
-        } else if ready {
+        if ready && state.resumed {
             self.import_fence(import);
+        } else if ready {
+            self.import_keep(import);
         }
     }
 
