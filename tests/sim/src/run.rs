@@ -349,6 +349,11 @@ impl Run {
     }
 
     fn react(&mut self) {
+        for (id, host) in std::mem::take(&mut self.world.came) {
+            if let Some(agent) = self.agents.iter_mut().find(|agent| agent.id == id) {
+                agent.homes.insert(host);
+            }
+        }
         while let Some(reply) = self.world.replies.pop_front() {
             self.answered(reply.call, reply.result);
         }
@@ -524,9 +529,8 @@ impl Run {
                 }
             }
             (Asked::Create { .. }, Ok(Answer::Agent { agent, name, root, term, .. })) => self.born(host, agent, &name, &root, term),
-            (Asked::Import { agent, host }, Ok(Answer::Agent { name, root, term, .. })) => {
+            (Asked::Import { agent, host }, Ok(Answer::Agent { .. })) => {
                 self.out.moved += 1;
-                self.keep(host, &name, &root, term);
                 self.agents[agent].homes.insert(host);
             }
             (Asked::Import { .. }, Err(error)) => *self.out.marks.entry(format!("import {}", error.title())).or_default() += 1,

@@ -13,8 +13,10 @@ use persona_audit::{
     Auditor,
     history::{Change, Event as Told, What},
 };
-use persona_core::{AgentKeys, Answer, Call, CallError, Config, Gossip, Input, Judgement, Node, NodeKeys, Output, PublishError, RequestError};
-use persona_fragments::{Classes, PeerKey, Signature, Verifier};
+use persona_core::{
+    AgentKeys, Answer, Call, CallError, Config, Gossip, ImportKeys, Input, Judgement, Keep, Node, NodeKeys, Output, PublishError, RequestError,
+};
+use persona_fragments::{Classes, OwnerKey, PeerKey, Signature, Verifier};
 use persona_mesh_proto::{Now, PersistId, Request, RequestFrame, Table, Write};
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
@@ -152,6 +154,8 @@ pub struct Host {
     pub lying_sync: bool,
     /// Its agents: name, root, term.
     pub keystore: Vec<(String, [u8; 32], u64)>,
+    /// Agents on their way to it: name, root, term of the host that they come from.
+    importing: BTreeMap<OwnerKey, (String, [u8; 32], u64)>,
     /// Its wall clock, in milliseconds ahead of the ideal one.
     pub ahead_ms: i64,
     /// Until when it sleeps, in microseconds.
@@ -220,6 +224,8 @@ pub struct World {
     pub replies: VecDeque<Replied>,
     /// Reminders that are due.
     pub reminders: VecDeque<u64>,
+    /// Agents that came to a machine, for whoever drives the world.
+    pub came: Vec<(OwnerKey, usize)>,
     /// Panics, spins, double answers: what no node may do.
     pub broken: Vec<String>,
     rng: ChaCha8Rng,
@@ -267,6 +273,7 @@ impl World {
             blocked: BTreeSet::new(),
             replies: VecDeque::new(),
             reminders: VecDeque::new(),
+            came: Vec::new(),
             broken: Vec::new(),
             rng: stream(plan.seed, "world"),
             queue: BTreeMap::new(),
@@ -304,6 +311,7 @@ impl World {
                 owed: VecDeque::new(),
                 lying_sync: false,
                 keystore: Vec::new(),
+                importing: BTreeMap::new(),
                 ahead_ms: 0,
                 asleep_until_us: 0,
                 connected: BTreeSet::new(),
@@ -419,6 +427,10 @@ impl World {
                 broken.push(format!("machine {host}: agent {name} of the keystore is not taken up: {error}"));
             }
         }
+        for (name, root, from_term) in machine.importing.values() {
+            node.resume_import(ImportKeys { name: name.clone(), root: Zeroizing::new(*root), from_term: *from_term });
+        }
+        node.forget_strays();
         let served = if self.observers.is_empty() { Vec::new() } else { node.heads_to_serve() };
         machine.node = Some(node);
         machine.next_tick_us = None;
@@ -522,7 +534,18 @@ impl World {
             return self.schedule(asleep_us, Event::Input { host, life, input });
         }
         let now = self.clock(host);
-        let Some(node) = self.hosts[host].node.as_mut() else { return };
+        let machine = &mut self.hosts[host];
+        let Some(node) = machine.node.as_mut() else { return };
+        if let Input::Call { call, .. } = &input
+            && let Some(agent) = node.wants_rows(call)
+        {
+            let tables = [Table::Own, Table::Outbox, Table::Inbox, Table::Meta];
+            for ((table, key), value) in machine.disk.iter().filter(|((table, _), _)| tables.contains(table)) {
+                if let Err(error) = node.load_row_of(&agent, *table, key, value) {
+                    self.broken.push(format!("machine {host}: a row of an agent does not load: {error}"));
+                }
+            }
+        }
         let tick = matches!(input, Input::Tick);
         let outputs = node.handle(input, now);
         let busy = tick && outputs.is_empty() && node.deadline() <= now.mono_us;
@@ -592,6 +615,23 @@ impl World {
                 }
                 self.trace(3, host, &id.to_le_bytes());
                 self.replies.push_back(Replied { call: id, result });
+            }
+            Output::Keep { id, agent, keep } => {
+                let machine = &mut self.hosts[host];
+                match keep {
+                    Keep::Importing { name, root, from_term } => {
+                        machine.importing.insert(agent, (name, *root, from_term));
+                    }
+                    Keep::NotImporting => drop(machine.importing.remove(&agent)),
+                    Keep::Home { name, root, term, .. } => {
+                        machine.importing.remove(&agent);
+                        machine.keystore.retain(|(_, other, _)| *other != *root);
+                        machine.keystore.push((name, *root, term));
+                        self.came.push((agent, host));
+                    }
+                }
+                let after = 500 + below(&mut self.rng, 5_000);
+                self.schedule(after, Event::Input { host, life, input: Input::Kept { id, result: Ok(()) } });
             }
             Output::Notice(_) => {}
             Output::Alarm(alarm) => {
