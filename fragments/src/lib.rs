@@ -16,6 +16,7 @@ pub mod class;
 pub mod coding;
 pub mod ids;
 pub mod manifest;
+pub mod mutants;
 pub mod seal;
 pub mod shape;
 pub mod sign;

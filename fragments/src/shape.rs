@@ -5,6 +5,8 @@
 
 use bincode::{Decode, Encode, de::Decoder, error::DecodeError};
 
+use crate::mutants::{self, Mutant};
+
 /// The highest level that may be asked for: 16 holders of the 20 that Kademlia finds leave slack for the dead and the excluded.
 pub const LEVEL_MAX: u8 = 10;
 
@@ -76,8 +78,8 @@ impl Shape {
     }
 
     /// `n - f`: the acks that commit, the answers that make a read regular.
-    pub const fn quorum(&self) -> u8 {
-        self.n - self.f
+    pub fn quorum(&self) -> u8 {
+        self.n - self.f - u8::from(self.f > 0 && mutants::on(Mutant::SmallQuorum))
     }
 
     /// The level that `placed` stored shards give now: one more than the holders that may be lost. 0: not reconstructible.
@@ -86,7 +88,7 @@ impl Shape {
     }
 
     /// The level that holds from commit on, with `n - f` shards placed.
-    pub const fn level_at_commit(&self) -> u8 {
+    pub fn level_at_commit(&self) -> u8 {
         self.level_at(self.quorum())
     }
 

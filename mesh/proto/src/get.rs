@@ -10,6 +10,7 @@ use persona_fragments::{
     certificate::HeadWire,
     coding::{content_hash, reconstruct},
     manifest::ManifestWire,
+    mutants::{self, Mutant},
 };
 
 use crate::{
@@ -590,7 +591,12 @@ impl Get {
             return self.advance_any(&best, late, now, out);
         }
         let need = usize::from(best.shape.quorum());
-        let have = best.holders.iter().filter(|peer| matches!(self.said(peer), Some(Answered::Head(_)))).count();
+        let counts = |said: Option<Answered>| match said {
+            Some(Answered::Head(_)) => true,
+            Some(Answered::Recovering) => mutants::on(Mutant::CountRecovering),
+            _ => false,
+        };
+        let have = best.holders.iter().filter(|peer| counts(self.said(peer))).count();
         let waiting = best.holders.iter().filter(|peer| self.said(peer) == Some(Answered::Silent)).count();
         if have < need {
             if !late && (have + waiting >= need || !self.candidates_exhausted(now, out)) {
@@ -804,6 +810,9 @@ impl Get {
 
     /// Tells the head to `n - f` of every live holder set that may not know it; `None`: answers are under way.
     fn write_back(&mut self, best: &SignedManifest, late: bool, now: Now, out: &mut Vec<GetOut>) -> Option<Freshness> {
+        if mutants::on(Mutant::NoWriteBack) {
+            return Some(Freshness::Atomic);
+        }
         let told = rank(best);
         let quorum = usize::from(best.shape.quorum());
         let older = live_older(best, now).map(|set| (set.holders.clone(), set.quorum()));
@@ -931,7 +940,7 @@ impl Get {
 }
 
 fn is_expired(manifest: &SignedManifest, now: Now) -> bool {
-    now.wall_ms >= manifest.expires_at_ms().saturating_add(clock_allowance_ms(manifest.class))
+    !mutants::on(Mutant::AcceptExpired) && now.wall_ms >= manifest.expires_at_ms().saturating_add(clock_allowance_ms(manifest.class))
 }
 
 fn live_older(manifest: &SignedManifest, now: Now) -> impl Iterator<Item = &OlderSet> {

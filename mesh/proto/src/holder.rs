@@ -15,6 +15,7 @@ use persona_fragments::{
     certificate::HeadWire,
     coding::{content_hash, shard_matches},
     manifest::{Manifest, ManifestWire, TTL_MS_MAX},
+    mutants::{self, Mutant},
     sign_batch,
     wire::{self, DecodeError},
 };
@@ -235,6 +236,10 @@ impl Life {
     }
 
     fn over(&self, now: Now) -> bool {
+        !mutants::on(Mutant::ServeExpired) && self.passed(now)
+    }
+
+    fn passed(&self, now: Now) -> bool {
         now.wall_ms >= self.until_ms || now.mono_us >= self.until_us
     }
 }
@@ -526,7 +531,7 @@ impl Holder {
         let section = self.sections.get(&key);
         let have_bytes = section.and_then(|section| section.shards.get(&hash)).is_some_and(|shard| !shard.lost);
         if let Some(stored) = section.and_then(|section| section.versions.get(&version)) {
-            if stored.manifest.hash() != manifest.hash() {
+            if stored.manifest.hash() != manifest.hash() && !mutants::on(Mutant::TwoAcks) {
                 return Err(Response::Conflict { manifest: stored.manifest.wire().clone() });
             }
             let coming = stored.coming;
@@ -552,6 +557,7 @@ impl Holder {
         let new_bytes = match shard {
             _ if have_bytes => None,
             Some(bytes) => Some(bytes),
+            None if mutants::on(Mutant::AckWithoutShard) => None,
             None => return Err(Response::NeedShard),
         };
         self.room(&manifest, new_bytes.as_ref().map_or(0, Vec::len) as u64)?;
@@ -562,6 +568,12 @@ impl Holder {
         let id = self.persist(writes, out);
         self.insert(Stored { manifest, index, life, coming: Some(id), ack: None, superseded_at_us: None });
         self.then(id, Then::Stored { key, version, id });
+        if mutants::on(Mutant::DropOnPrepare) {
+            self.drop_others(&key, |other| other < version, now, out);
+        }
+        if mutants::on(Mutant::AckBeforeSync) {
+            return Err(self.ack(&key, &version, signer));
+        }
         self.then(id, Then::Ack { call, key, version });
         self.reschedule(&key);
         Ok(None)
@@ -591,6 +603,9 @@ impl Holder {
         if !known_head && (head.handover.is_some() || head.certificate.verify(&manifest, verifier).is_err()) {
             return Err(refused(Refusal::BadCertificate));
         }
+        if mutants::on(Mutant::NoForwardPointer) && manifest.index_of(&self.me).is_none() {
+            return Err(Response::Committed);
+        }
         let known = self.sections.get(&key).and_then(|section| section.at_least(&rank));
         match known {
             Some(None) => return Err(self.commit_answer(&key, &owner, &rank)),
@@ -611,6 +626,9 @@ impl Holder {
         let section = self.sections.get_mut(&key).expect("just there");
         section.coming.push((id, Head { head, life, keep_until_ms, served: false }));
         self.then(id, Then::Certified { key, id });
+        if mutants::on(Mutant::KeepOneVersion) {
+            self.drop_others(&key, |other| other != rank.0, now, out);
+        }
         self.then(id, Then::Commit { call, key, owner, rank });
         Ok(None)
     }
@@ -724,6 +742,9 @@ impl Holder {
 
     /// No fence of a higher host, and no certified version of one, stands here: durable or about to be.
     fn not_fenced(&self, key: &SectionKey, owner: &OwnerKey, version: &Version) -> Result<(), Response> {
+        if mutants::on(Mutant::NoFence) {
+            return Ok(());
+        }
         let fence = self.fences.get(owner).map(|fence| &fence.head);
         let heads = self.sections.get(key).into_iter().flat_map(Section::heads).map(|head| &head.head);
         match fence.into_iter().chain(heads).find(|head| host(&head.manifest.version) > host(version)) {
@@ -742,6 +763,18 @@ impl Holder {
             Some(other) => Response::Conflict { manifest: other.wire().clone() },
             None => Response::Committed,
         }
+    }
+
+    /// What no rule allows: for the mutants.
+    fn drop_others(&mut self, key: &SectionKey, which: impl Fn(Version) -> bool, now: Now, out: &mut Vec<HolderOut>) {
+        let Some(section) = self.sections.get(key) else { return };
+        let dropped: Vec<Version> =
+            section.versions.iter().filter(|(version, stored)| which(**version) && stored.coming.is_none()).map(|(version, _)| *version).collect();
+        let mut writes = Vec::new();
+        for version in dropped {
+            self.drop_version(key, &version, now, &mut writes);
+        }
+        self.persist(writes, out);
     }
 
     fn room(&self, manifest: &SignedManifest, new_shard_bytes: u64) -> Result<(), Response> {
@@ -1008,7 +1041,7 @@ impl Section {
             let same = floor.manifest_hash == manifest.hash();
             return Err(refused(if same { Refusal::Expired } else { Refusal::Stale }));
         }
-        if self.uncommitted().any(|stored| host(&stored.manifest.version) > host(version)) {
+        if self.uncommitted().any(|stored| host(&stored.manifest.version) > host(version)) && !mutants::on(Mutant::NoFence) {
             return Err(refused(Refusal::Stale));
         }
         let of_this_host = self.uncommitted().filter(|stored| host(&stored.manifest.version) == host(version)).count();

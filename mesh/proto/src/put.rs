@@ -7,7 +7,10 @@
 use std::collections::BTreeMap;
 
 use persona_fragments::{
-    Ack, Certificate, CertifiedHead, DeviceId, PeerKey, SignedManifest, Verifier, Version, certificate::HeadWire, manifest::ManifestWire,
+    Ack, Certificate, CertifiedHead, DeviceId, PeerKey, SignedManifest, Verifier, Version,
+    certificate::HeadWire,
+    manifest::ManifestWire,
+    mutants::{self, Mutant},
 };
 
 use crate::{
@@ -442,7 +445,8 @@ impl Put {
             let certificate = Certificate { acks: self.acks.values().cloned().collect() };
             self.head = Some(CertifiedHead { manifest: self.task.manifest.clone(), certificate });
             let older = self.live_older(now).flat_map(|set| set.holders.clone()).collect::<Vec<_>>();
-            for peer in self.task.manifest.holders.iter().chain(&older) {
+            let untold = self.task.renewal && mutants::on(Mutant::RenewalUntold);
+            for peer in self.task.manifest.holders.iter().chain(&older).filter(|_| !untold) {
                 self.commits.entry(*peer).or_insert_with(|| Leg::new(*peer, false, now));
             }
             self.phase = Phase::Committing { confirmed_us: None };
@@ -467,7 +471,7 @@ impl Put {
     }
 
     fn advance_committing(&mut self, confirmed_us: Option<u64>, now: Now, out: &mut Vec<PutOut>) {
-        let need = self.need();
+        let need = if self.task.renewal && mutants::on(Mutant::RenewalUntold) { 0 } else { self.need() };
         let head = self.head.clone().expect("certified before committing");
         let have = self.confirmed(&self.task.manifest.holders);
         if have < need {
@@ -520,7 +524,8 @@ impl Put {
     /// Older holder sets whose versions may still be read somewhere.
     fn live_older(&self, now: Now) -> impl Iterator<Item = &persona_fragments::OlderSet> {
         let allowance = clock_allowance_ms(self.task.manifest.class);
-        self.task.manifest.older.iter().filter(move |set| set.expires_at_ms.saturating_add(allowance) > now.wall_ms)
+        let told = !mutants::on(Mutant::OlderSetsUntold);
+        self.task.manifest.older.iter().filter(move |set| told && set.expires_at_ms.saturating_add(allowance) > now.wall_ms)
     }
 
     fn fail(&mut self, error: PutError, out: &mut Vec<PutOut>) {

@@ -2,7 +2,12 @@
 //! (docs/spec/quorum.md#get).
 
 use persona_agent::{Card, Personality};
-use persona_fragments::{CertifiedHead, Fields, OwnerKey, PeerKey, SealContext, SectionKey, Version, coding::shard_matches, seal, wire};
+use persona_fragments::{
+    CertifiedHead, Fields, OwnerKey, PeerKey, SealContext, SectionKey, Version,
+    coding::shard_matches,
+    mutants::{self, Mutant},
+    seal, wire,
+};
 use persona_mesh_proto::{
     Answered, Freshness, Get, GetError, GetOut, GetTask, GetValue, Mode, Reply, Request, Response, Table, Tag, Write, clock_allowance_ms,
 };
@@ -271,7 +276,9 @@ impl Node {
     pub(crate) fn load_floor(&mut self, key: &[u8], value: &[u8]) -> Result<(), String> {
         let key = SectionKey(key.try_into().map_err(|_| "a floor's key has not 32 bytes".to_owned())?);
         let (version, until_ms) = wire::decode(value).map_err(|error| format!("a floor does not decode: {error}"))?;
-        self.floors.insert(key, Floor { version, until_ms, durable: true });
+        if !mutants::on(Mutant::FloorForgotten) {
+            self.floors.insert(key, Floor { version, until_ms, durable: true });
+        }
         Ok(())
     }
 

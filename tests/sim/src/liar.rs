@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use chacha20::ChaCha8Rng;
-use persona_fragments::{PeerKey, SectionKey, SignedManifest, Signer, Version, certificate::HeadWire, sign_batch};
+use persona_fragments::{Certificate, PeerKey, SectionKey, SignedManifest, Signer, Version, certificate::HeadWire, sign_batch};
 use persona_mesh_proto::{
     Refusal, Request, RequestFrame, Response, ResponseFrame,
     message::{HeadAnswer, ShardWire},
@@ -128,8 +128,8 @@ impl Liar {
                 _ => {}
             },
             (Lie::ForgedCertificate, Request::Head { .. }) => {
-                if let Response::Head(HeadAnswer { committed: Some(head), .. }) = response {
-                    self.forge(head);
+                if let Response::Head(answer) = response {
+                    self.forge(answer);
                 }
             }
             (Lie::Obstruct, Request::Prepare { .. }) => {
@@ -177,7 +177,16 @@ impl Liar {
         }
     }
 
-    fn forge(&mut self, head: &mut HeadWire) {
+    fn forge(&mut self, answer: &mut HeadAnswer) {
+        if let Some(prepared) = answer.prepared.first().filter(|_| self.rng.next_u32() % 2 == 0) {
+            // What is not certified yet becomes so by one holder's word, as often as it takes.
+            let Ok(manifest) = SignedManifest::trusted(prepared.manifest.clone()) else { return };
+            let acks = vec![prepared.ack.clone(); usize::from(manifest.shape.n() - manifest.shape.f())];
+            let manifest = prepared.manifest.clone();
+            answer.committed = Some(HeadWire { manifest, certificate: Certificate { acks }, handover: None });
+            return;
+        }
+        let Some(head) = &mut answer.committed else { return };
         let acks = &mut head.certificate.acks;
         match self.rng.next_u32() % 3 {
             0 => drop(acks.pop()),

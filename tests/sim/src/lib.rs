@@ -6,6 +6,7 @@
 //! ```
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "a harness owns threads and clocks; what it runs does not")]
 
+pub mod cheat;
 pub mod keys;
 pub mod liar;
 pub mod plan;

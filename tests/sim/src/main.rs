@@ -13,6 +13,7 @@ use std::{
 };
 
 use clap::{Parser, Subcommand};
+use persona_fragments::mutants::{Mutant, with};
 use persona_sim::{
     plan::{Fault, Plan},
     run::{Outcome, run},
@@ -45,6 +46,22 @@ enum Verb {
         /// Stop after so many seconds, whatever is left
         #[arg(long)]
         seconds: Option<u64>,
+        /// One JSON object instead of words
+        #[arg(long)]
+        json: bool,
+    },
+    /// Switch on each known-bad variant of the protocol, and see how soon it is noticed
+    #[command(after_help = "Example:\n  persona-sim mutants --json")]
+    Mutants {
+        /// Seeds that each may take
+        #[arg(long, default_value_t = 20_000)]
+        seeds: u64,
+        /// Only this one, by its name in Debug
+        #[arg(long)]
+        only: Option<String>,
+        /// Seconds that each may take
+        #[arg(long, default_value_t = 600)]
+        seconds: u64,
         /// One JSON object instead of words
         #[arg(long)]
         json: bool,
@@ -151,6 +168,7 @@ fn shrink(plan: &Plan) -> Plan {
 fn main() -> ExitCode {
     match Cli::parse().verb {
         Verb::Run { seeds, from, threads, seconds, json } => run_many(seeds, from, threads, seconds, json),
+        Verb::Mutants { seeds, only, seconds, json } => run_mutants(seeds, only.as_deref(), seconds, json),
         Verb::Replay { seed, without, storm_ms, verbose, section } => {
             let mut plan = Plan::of(seed);
             plan.faults.retain(|fault| !without.contains(fault));
@@ -210,4 +228,64 @@ fn run_many(seeds: u64, from: u64, threads: Option<usize>, seconds: Option<u64>,
         Err(error) => eprintln!("the summary cannot be written: {error}"),
     }
     if summary.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// How one mutant fared.
+#[derive(Serialize)]
+struct Fate {
+    name: String,
+    killed: bool,
+    /// Seeds up to the one that noticed it.
+    seeds: u64,
+    by: Option<String>,
+}
+
+fn run_mutants(seeds: u64, only: Option<&str>, seconds: u64, json: bool) -> ExitCode {
+    std::panic::set_hook(Box::new(|_| {}));
+    let mut fates = Vec::new();
+    for mutant in Mutant::ALL {
+        let name = format!("{mutant:?}");
+        if only.is_some_and(|only| only != name) {
+            continue;
+        }
+        let started = Instant::now();
+        let next = AtomicU64::new(0);
+        let found: Mutex<Option<(u64, String)>> = Mutex::new(None);
+        let threads = std::thread::available_parallelism().map_or(1, Into::into);
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| {
+                    loop {
+                        let seed = next.fetch_add(1, Ordering::Relaxed);
+                        let over = found.lock().is_ok_and(|found| found.is_some());
+                        if seed >= seeds || over || started.elapsed().as_secs() >= seconds {
+                            break;
+                        }
+                        let outcome = with(Some(mutant), || judge(&Plan::of(seed), Vec::new()));
+                        if let Some(what) = outcome.violations.into_iter().next() {
+                            let mut found = found.lock().expect("no thread panics here");
+                            if found.as_ref().is_none_or(|(known, _)| seed < *known) {
+                                *found = Some((seed, what));
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        let found = found.into_inner().expect("no thread panics here");
+        let tried = next.into_inner().min(seeds);
+        let fate = Fate { name, killed: found.is_some(), seeds: found.as_ref().map_or(tried, |(seed, _)| seed + 1), by: found.map(|(_, what)| what) };
+        if !json {
+            let verdict = if fate.killed { "killed" } else { "ALIVE" };
+            eprintln!("{:20} {verdict} after {} seeds: {}", fate.name, fate.seeds, fate.by.as_deref().unwrap_or(""));
+        }
+        fates.push(fate);
+    }
+    let all = fates.iter().all(|fate| fate.killed);
+    match serde_json::to_string_pretty(&serde_json::json!({ "mutants": fates })) {
+        Ok(text) if json => println!("{text}"),
+        Ok(_) => {}
+        Err(error) => eprintln!("the result cannot be written: {error}"),
+    }
+    if all { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

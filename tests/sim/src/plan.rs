@@ -49,11 +49,13 @@ pub enum Fault {
     Deaf,
     /// Machines join while others write.
     Join,
+    /// An owner cheats: shards of no content, two manifests of one version, manifests for other people's keys.
+    Cheat,
 }
 
 impl Fault {
     /// Every fault.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Delay,
         Self::Loss,
         Self::Double,
@@ -73,6 +75,7 @@ impl Fault {
         Self::BadLookups,
         Self::Deaf,
         Self::Join,
+        Self::Cheat,
     ];
 
     /// Its name on the command line.
@@ -97,12 +100,13 @@ impl Fault {
             Self::BadLookups => "bad-lookups",
             Self::Deaf => "deaf",
             Self::Join => "join",
+            Self::Cheat => "cheat",
         }
     }
 
     /// Whether it makes a machine count as one of the `f`.
     const fn costs_a_holder(self) -> bool {
-        matches!(self, Self::LyingSync | Self::DiskLost | Self::Rot | Self::Liars)
+        matches!(self, Self::LyingSync | Self::DiskLost | Self::Rot | Self::Liars | Self::Cheat)
     }
 }
 

@@ -10,12 +10,13 @@ use chacha20::ChaCha8Rng;
 use persona_agent::{RootSecret, published_name};
 use persona_audit::history::{GetOutcome, Mode as AuditMode, PutOutcome, What};
 use persona_core::{Answer, Call, CallError};
-use persona_fragments::{Class, OwnerKey, SectionKey};
+use persona_fragments::{Class, OwnerKey, PeerKey, SectionKey};
 use persona_mesh_proto::Mode;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
 use crate::{
+    cheat::Cheat,
     liar::Liar,
     plan::{Fault, Plan, below, stream},
     world::{CALM, Kind, Net, Observer, World, auditor},
@@ -27,6 +28,8 @@ const LOAD: u64 = 0;
 const NEMESIS: u64 = 1;
 /// Reminder: whoever waits looks again.
 const WAIT: u64 = 2;
+/// Reminder: a cheat's puts want to go on.
+const CHEAT: u64 = 3;
 /// Reminders from here on undo a fault.
 const UNDO: u64 = 10;
 
@@ -96,6 +99,7 @@ enum Asked {
     /// A get by the owner, when so much had committed.
     Get { agent: usize, document: usize, committed: u64, must: bool },
     Send,
+    Certificate,
     Import { agent: usize, host: usize },
     Create { agent: usize },
     Publish,
@@ -122,6 +126,7 @@ struct Run {
     faulty: Vec<usize>,
     /// Machines that join later.
     joining: Vec<usize>,
+    cheat: Option<Cheat>,
     storm: bool,
     out: Outcome,
 }
@@ -153,7 +158,7 @@ pub fn run(plan: &Plan, mut observers: Vec<Box<dyn Observer>>) -> Outcome {
 impl Run {
     fn new(plan: &Plan, observers: Vec<Box<dyn Observer>>) -> Self {
         let mut world = World::new(plan, observers);
-        let spoils = [Fault::Liars, Fault::LyingSync, Fault::DiskLost, Fault::Rot].into_iter().any(|fault| plan.has(fault));
+        let spoils = [Fault::Liars, Fault::LyingSync, Fault::DiskLost, Fault::Rot, Fault::Cheat].into_iter().any(|fault| plan.has(fault));
         // Agents live on the first machines, and faults that cost a holder hit the last of those that are there from the beginning.
         let room = plan.hosts - plan.agents;
         let faulty: Vec<usize> = if spoils { (0..plan.faulty.min(room)).map(|i| plan.hosts - 1 - i).collect() } else { Vec::new() };
@@ -173,6 +178,7 @@ impl Run {
             agents: Vec::new(),
             asked: BTreeMap::new(),
             undo: Vec::new(),
+            cheat: plan.has(Fault::Cheat).then(|| faulty.first().map(|host| Cheat::new(*host, plan.seed))).flatten(),
             faulty,
             joining: (plan.hosts..plan.hosts + plan.joining).collect(),
             storm: false,
@@ -349,6 +355,11 @@ impl Run {
     }
 
     fn react(&mut self) {
+        while let Some((number, result)) = self.world.cheat_replies.pop_front() {
+            if let Some(cheat) = &mut self.cheat {
+                cheat.replied(&mut self.world, number, result);
+            }
+        }
         for (id, host) in std::mem::take(&mut self.world.came) {
             if let Some(agent) = self.agents.iter_mut().find(|agent| agent.id == id) {
                 agent.homes.insert(host);
@@ -368,6 +379,11 @@ impl Run {
                     self.break_it();
                     let after = spread(&mut self.nemesis, self.plan.fault_gap_ms);
                     self.world.remind(after, NEMESIS);
+                }
+                CHEAT => {
+                    if let Some(cheat) = &mut self.cheat {
+                        cheat.tick(&mut self.world);
+                    }
                 }
                 UNDO.. => {
                     if let Some(undo) = self.undo.get_mut((number - UNDO) as usize).and_then(Option::take) {
@@ -465,7 +481,25 @@ impl Run {
                     }
                 }
             }
+            97.. if dice == 97 => {
+                let key = self.agents[number].documents[document].key;
+                let Some(id) = self.world.call(somebody, Call::Certificate { key }) else { return };
+                self.world.tell(What::GetBegins { op: id, machine: somebody as u32, key: key.0, mode: AuditMode::Regular });
+                self.out.gets += 1;
+                self.asked.insert(id, (somebody, Asked::Certificate));
+            }
+            98.. if dice == 98 => {
+                let hosts: Vec<PeerKey> = self.world.hosts.iter().take(self.plan.hosts).map(|host| host.peer).collect();
+                let victim = self.agents[number].documents[document].key;
+                if let Some(cheat) = &mut self.cheat {
+                    cheat.cheat(&mut self.world, &hosts, &victim, self.plan.level);
+                    self.world.remind(1_000_000, CHEAT);
+                }
+            }
             97.. => {
+                if let Some(key) = self.cheat.as_ref().and_then(|cheat| cheat.sections().last().copied()) {
+                    self.fetch(somebody, key, Mode::Regular);
+                }
                 let key = self.agents[number].documents[document].key;
                 self.ask(somebody, Call::Analyze { key, mode: None }, Asked::Other);
             }
@@ -506,6 +540,14 @@ impl Run {
                     _ => AuditMode::Any,
                 };
                 self.world.tell(What::GetEnds { op: call, outcome: GetOutcome::Value { head, content: Some(content), fresh } });
+            }
+            (Asked::Certificate, Ok(Answer::Certificate { bytes, .. })) => {
+                self.out.values += 1;
+                let outcome = GetOutcome::Value { head: bytes, content: None, fresh: AuditMode::Regular };
+                self.world.tell(What::GetEnds { op: call, outcome });
+            }
+            (Asked::Certificate, Err(error)) => {
+                self.world.tell(What::GetEnds { op: call, outcome: GetOutcome::Error { title: error.title().to_owned() } });
             }
             (Asked::Fetch { section, owed }, Err(error)) => {
                 *self.out.marks.entry(format!("get {}", error.title())).or_default() += 1;
@@ -692,7 +734,7 @@ impl Run {
         for call in lost {
             match self.asked.remove(&call) {
                 Some((_, Asked::Put { .. })) => self.world.tell(What::PutEnds { op: call, outcome: PutOutcome::Unknown }),
-                Some((_, Asked::Fetch { .. })) => {
+                Some((_, Asked::Fetch { .. } | Asked::Certificate)) => {
                     let outcome = GetOutcome::Error { title: "crashed".into() };
                     self.world.tell(What::GetEnds { op: call, outcome });
                 }
