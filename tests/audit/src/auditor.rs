@@ -367,6 +367,11 @@ impl Auditor {
         (self.begins_ms + self.now_us / 1000) as i64
     }
 
+    /// What it showed then.
+    pub(crate) fn ideal_ms_at(&self, at_us: u64) -> u64 {
+        self.begins_ms + at_us / 1000
+    }
+
     /// What a machine's clock shows.
     pub(crate) fn wall_ms(&self, node: &Node) -> u64 {
         (self.ideal_ms() + node.ahead_ms).max(0) as u64

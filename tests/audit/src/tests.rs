@@ -304,6 +304,21 @@ fn i8_a_correct_holder_acks_one_manifest_of_a_version() {
     twice(&[WRITER, 1], false, false).breaks_nothing();
     twice(&[WRITER], true, false).breaks_nothing();
     twice(&[WRITER], true, true).breaks_nothing();
+
+    let later = |wait_ms: u64| {
+        let mut scene = Scene::with_liars(&[WRITER]);
+        let first = scene.manifest(1);
+        scene.prepare(WRITER, &first, &[1, 2, 3]);
+        scene.wait_ms(wait_ms);
+        let second = manifest_of(first.manifest.version, &HOLDERS, b"another content", scene.now_ms());
+        for holder in [1, 2, 3] {
+            scene.durable(holder, vec![first.shard_gone(holder as u8 - 1), first.gone()]);
+        }
+        scene.prepare(WRITER, &second, &[1, 2, 3]);
+        scene
+    };
+    later(TTL_MS + 12_000).breaks_nothing(); // the first one's life is over
+    assert_eq!(later(TTL_MS - 12_000).broken(), ["I11", "I8"]);
 }
 
 #[test]

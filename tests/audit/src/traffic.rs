@@ -212,7 +212,7 @@ impl Auditor {
         said
     }
 
-    /// I8: a correct holder acks one manifest of a version until that has expired for everybody, unless its disk was lost. I9: it acks what is on its disk at that
+    /// I8: a correct holder acks one manifest of a version until that one's life is over, unless its disk was lost. I9: it acks what is on its disk at that
     /// moment, manifest and matching shard. (What it dropped a moment ago may still be acked by an answer on its way out, and what
     /// rotted by a process that does not know.) I12: it acks nothing of a lower host once a fence, or a certified version, of a higher
     /// host is on its disk.
@@ -220,16 +220,16 @@ impl Auditor {
         let known = self.book.get(id);
         let (key, version, owner, hash) = (known.manifest.key, known.version(), known.manifest.owner, known.hash);
         let shard_hash = known.manifest.shard_hashes[usize::from(index)];
-        let (now_us, ideal_ms, Some(node)) = (self.now_us, self.ideal_ms(), self.nodes.get_mut(&from)) else { return };
-        let first = node.acked.entry((key, version)).or_insert(id);
-        if (ideal_ms + node.ahead_ms).max(0) as u64 >= self.book.get(*first).over_ms() {
-            // Over for everybody: nobody has to remember it any more.
-            *first = id;
+        let late_ms = self.late_ms(&self.nodes[&from]);
+        let (now_us, Some(node)) = (self.now_us, self.nodes.get_mut(&from)) else { return };
+        let first = *node.acked.entry((key, version)).or_insert(id);
+        let forgotten = late_ms >= self.book.get(first).over_ms();
+        if forgotten {
+            node.acked.insert((key, version), id);
         }
-        let first = *first;
         let same = |other: ManifestId| self.book.get(other).hash == hash;
         let mut found = Vec::new();
-        if !same(first) {
+        if !same(first) && !forgotten {
             found.push(("I8", "acked a second manifest of"));
         }
         if known.manifest.holders[usize::from(index)] != node.peer {
@@ -351,15 +351,16 @@ impl Auditor {
         }
     }
 
-    /// I8: of one version and one holder set, one manifest that has not expired is certified, while at most `f` of the set are faulty.
+    /// I8: of one version and one holder set, one manifest is certified while its life lasts and at most `f` of the set are faulty.
     pub(crate) fn one_certificate(&mut self, id: ManifestId) {
         let known = self.book.get(id);
         let (key, version) = (known.manifest.key, known.version());
         let others = self.sections.get(&key).and_then(|section| section.manifests.get(&version));
-        let now_ms = self.ideal_ms();
         let rivals = |other: &&ManifestId| {
             let other = self.book.get(**other);
-            other.hash != known.hash && (other.over_ms() as i64) > now_ms && other.certified() && same_members(&other.manifest.holders, &known.manifest.holders)
+            let (first, second) = if other.first_us <= known.first_us { (other, known) } else { (known, other) };
+            let forgotten = self.ideal_ms_at(second.first_us) + known.allowance_ms() >= first.over_ms();
+            other.hash != known.hash && other.certified() && !forgotten && same_members(&other.manifest.holders, &known.manifest.holders)
         };
         if others.is_none_or(|others| !others.iter().any(|other| rivals(&other))) {
             return;
