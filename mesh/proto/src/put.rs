@@ -503,7 +503,8 @@ impl Put {
         let wire = head.to_wire();
         let receipt = PutReceipt { head, acks, placed, level, byzantine_tolerant, stale_until_ms };
         out.push(PutOut::Committed(Box::new(receipt)));
-        for peer in std::mem::take(&mut self.task.bystanders) {
+        let untold = self.task.renewal && mutants::on(Mutant::RenewalUntold);
+        for peer in std::mem::take(&mut self.task.bystanders).into_iter().filter(|_| !untold) {
             if !self.commits.contains_key(&peer) {
                 self.last_tag += 1; // not remembered: what they answer changes nothing
                 out.push(PutOut::Send { tag: Tag(self.last_tag), to: peer, request: Request::Commit { head: wire.clone() } });

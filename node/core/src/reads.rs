@@ -287,6 +287,14 @@ impl Node {
         let get = *get;
         let GetStage::Floor(value) = get.stage else { return };
         let value = *value;
+        let manifest = &value.head.manifest;
+        if self.now.wall_ms >= manifest.expires_at_ms() + clock_allowance_ms(manifest.class) {
+            // Its life ended while the disk took its time, or while this machine slept.
+            let replied = value.answers.iter().filter(|(_, said)| answered(*said)).count();
+            let error = CallError::NotFound { what: get.wanted.label, asked: value.answers.len() as u32, answered: replied as u32 };
+            self.count("gets_failed");
+            return self.got(get.purpose, Err(error));
+        }
         let report = self.get_report(&get.wanted.label, get.wanted.mode, &value, get.started_us);
         self.count("gets");
         self.got(get.purpose, Ok(Got { value, report }));
