@@ -128,6 +128,7 @@ struct Run {
     joining: Vec<usize>,
     cheat: Option<Cheat>,
     storm: bool,
+    healed_us: u64,
     out: Outcome,
 }
 
@@ -182,6 +183,7 @@ impl Run {
             faulty,
             joining: (plan.hosts..plan.hosts + plan.joining).collect(),
             storm: false,
+            healed_us: 0,
             out: Outcome { seed: plan.seed, replay: plan.replay(), ..Outcome::default() },
             plan: plan.clone(),
             world,
@@ -242,9 +244,11 @@ impl Run {
         }
         self.world.meet();
         self.world.tell(What::Heals);
+        self.healed_us = self.world.now_us;
         let end_us = self.world.now_us + self.plan.calm_ms * 1000;
         self.run_to(end_us);
         self.bring_agents_home();
+        self.write_everything();
         self.read_everything();
         let open: Vec<(u64, usize)> = self.world.open_calls().collect();
         for (call, host) in open {
@@ -281,6 +285,36 @@ impl Run {
             }
         }
         best.map(|(_, host)| host)
+    }
+
+    /// Every document can be put again.
+    fn write_everything(&mut self) {
+        for number in 0..self.agents.len() {
+            let Some(home) = self.live_home(number) else { continue };
+            for document in 0..self.agents[number].documents.len() {
+                self.put(home, number, document, 100);
+            }
+        }
+        self.wait("everything to be put once more", |run| run.asked.is_empty());
+    }
+
+    fn put(&mut self, home: usize, number: usize, document: usize, size: usize) {
+        let agent = &mut self.agents[number];
+        let known = &mut agent.documents[document];
+        known.begun += 1;
+        let number_put = known.begun;
+        let mut content = number_put.to_le_bytes().to_vec();
+        content.resize(size, number_put as u8);
+        let call = Call::PutSection {
+            agent: agent.id,
+            name: known.name.clone(),
+            class: known.class,
+            ttl_ms: Some(known.ttl_ms),
+            level: None,
+            require_level: None,
+            content,
+        };
+        self.ask(home, call, Asked::Put { agent: number, document, number: number_put });
     }
 
     /// Every document that had committed is read by its owner, and by a stranger.
@@ -420,6 +454,11 @@ impl Run {
         self.asked.insert(id, (host, Asked::Fetch { section: key, owed }));
     }
 
+    /// The machine on which every second get is made.
+    fn reader(&self) -> usize {
+        self.plan.agents % self.plan.hosts
+    }
+
     fn import(&mut self, host: usize, number: usize) {
         let root = self.agents[number].root;
         self.agents[number].moved = true;
@@ -438,41 +477,28 @@ impl Run {
         let somebody = below(&mut self.load, self.plan.hosts as u64) as usize;
         let size = if below(&mut self.load, 10) == 0 { 6_000 } else { 8 + below(&mut self.load, 300) as usize };
         match dice {
-            0..40 => {
-                let agent = &mut self.agents[number];
-                let known = &mut agent.documents[document];
-                known.begun += 1;
-                let number_put = known.begun;
-                let mut content = number_put.to_le_bytes().to_vec();
-                content.resize(size, number_put as u8);
-                let call = Call::PutSection {
-                    agent: agent.id,
-                    name: known.name.clone(),
-                    class: known.class,
-                    ttl_ms: Some(known.ttl_ms),
-                    level: None,
-                    require_level: None,
-                    content,
-                };
-                self.ask(home, call, Asked::Put { agent: number, document, number: number_put });
+            0..38 => {
+                self.put(home, number, document, size);
             }
-            40..80 => {
-                let mode = [Mode::Any, Mode::Regular, Mode::Regular, Mode::Atomic, Mode::Atomic][below(&mut self.load, 5) as usize];
+            38..74 => {
+                let mode = [Mode::Any, Mode::Any, Mode::Regular, Mode::Regular, Mode::Atomic, Mode::Atomic][below(&mut self.load, 6) as usize];
                 let key = self.agents[number].documents[document].key;
-                self.fetch(somebody, key, mode);
+                // Every second one at the same place: what one reader saw binds that reader.
+                let reader = if dice % 2 == 0 { self.reader() } else { somebody };
+                self.fetch(reader, key, mode);
             }
-            80..88 => {
+            74..80 => {
                 let known = &self.agents[number].documents[document];
                 let committed = if self.agents[number].moved { 0 } else { known.committed };
                 let call = Call::GetSection { agent: self.agents[number].id, name: known.name.clone(), mode: Mode::Regular };
                 self.ask(home, call, Asked::Get { agent: number, document, committed, must: false });
             }
-            88..94 if self.agents.len() > 1 => {
+            80..86 if self.agents.len() > 1 => {
                 let to = self.agents[(number + 1) % self.agents.len()].id;
                 let from = self.agents[number].id;
                 self.ask(home, Call::Send { from, to, text: format!("hello {dice}") }, Asked::Send);
             }
-            94..97 if self.plan.has(Fault::Takeover) && !self.faulty.contains(&somebody) => {
+            86..89 if self.plan.has(Fault::Takeover) && !self.faulty.contains(&somebody) => {
                 self.import(somebody, number);
                 if below(&mut self.load, 3) == 0 {
                     let other = (somebody + 1) % self.plan.hosts;
@@ -481,14 +507,14 @@ impl Run {
                     }
                 }
             }
-            97.. if dice == 97 => {
+            93..96 => {
                 let key = self.agents[number].documents[document].key;
                 let Some(id) = self.world.call(somebody, Call::Certificate { key }) else { return };
                 self.world.tell(What::GetBegins { op: id, machine: somebody as u32, key: key.0, mode: AuditMode::Regular });
                 self.out.gets += 1;
                 self.asked.insert(id, (somebody, Asked::Certificate));
             }
-            98.. if dice == 98 => {
+            89..93 => {
                 let hosts: Vec<PeerKey> = self.world.hosts.iter().take(self.plan.hosts).map(|host| host.peer).collect();
                 let victim = self.agents[number].documents[document].key;
                 if let Some(cheat) = &mut self.cheat {
@@ -496,7 +522,7 @@ impl Run {
                     self.world.remind(1_000_000, CHEAT);
                 }
             }
-            97.. => {
+            96.. => {
                 if let Some(key) = self.cheat.as_ref().and_then(|cheat| cheat.sections().last().copied()) {
                     self.fetch(somebody, key, Mode::Regular);
                 }
@@ -523,7 +549,10 @@ impl Run {
                     PutOutcome::Committed { version: report.version, level: report.level, stale_until_ms: report.stale_until_ms };
                 self.world.tell(What::PutEnds { op: call, outcome });
             }
-            (Asked::Put { .. }, Err(error)) => {
+            (Asked::Put { agent, document, .. }, Err(error)) => {
+                if !self.storm && self.world.now_us > self.healed_us + 30_000_000 {
+                    self.violation("I14", format!("agent {agent} cannot put its document {document} in calm weather: {error}"));
+                }
                 let outcome = match error {
                     CallError::Fenced { .. } => PutOutcome::Fenced,
                     CallError::Busy(_) | CallError::LevelNotReached { .. } | CallError::UnknownAgent(_) => PutOutcome::Refused,
@@ -637,7 +666,7 @@ impl Run {
         // Drawn whether or not the fault is enabled: dropping one leaves the others as they were.
         let hosts = self.world.hosts.len() as u64;
         let (victim, other, dice) = (below(&mut self.nemesis, hosts) as usize, below(&mut self.nemesis, hosts) as usize, self.dice());
-        let pause = spread(&mut self.nemesis, 8_000);
+        let pause = spread(&mut self.nemesis, 10_000);
         let side: Vec<bool> = (0..hosts).map(|_| below(&mut self.nemesis, 2) == 0).collect();
         if !self.plan.has(fault) {
             return;
@@ -669,7 +698,10 @@ impl Run {
                 }
                 self.later(pause, Undo::Unblock);
             }
-            Fault::Crash => self.crash(victim, pause),
+            Fault::Crash => {
+                let victim = if dice % 4 == 0 { self.reader() } else { victim };
+                self.crash(victim, pause);
+            }
             Fault::Blackout if dice % 4 == 0 => {
                 for host in 0..self.world.hosts.len() {
                     self.crash_now(host);
