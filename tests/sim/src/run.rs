@@ -93,7 +93,8 @@ struct Agent {
 /// What was asked for, and what must be true of the answer.
 #[derive(Clone, Debug)]
 enum Asked {
-    Put { agent: usize, document: usize, number: u64 },
+    /// New content; whether it was begun in calm weather, and must commit.
+    Put { agent: usize, document: usize, number: u64, must: bool },
     /// A get by key: nothing is opened. Whether it must succeed.
     Fetch { section: SectionKey, owed: bool },
     /// A get by the owner, when so much had committed.
@@ -128,7 +129,6 @@ struct Run {
     joining: Vec<usize>,
     cheat: Option<Cheat>,
     storm: bool,
-    healed_us: u64,
     out: Outcome,
 }
 
@@ -183,7 +183,6 @@ impl Run {
             faulty,
             joining: (plan.hosts..plan.hosts + plan.joining).collect(),
             storm: false,
-            healed_us: 0,
             out: Outcome { seed: plan.seed, replay: plan.replay(), ..Outcome::default() },
             plan: plan.clone(),
             world,
@@ -244,7 +243,6 @@ impl Run {
         }
         self.world.meet();
         self.world.tell(What::Heals);
-        self.healed_us = self.world.now_us;
         let end_us = self.world.now_us + self.plan.calm_ms * 1000;
         self.run_to(end_us);
         self.bring_agents_home();
@@ -314,7 +312,7 @@ impl Run {
             require_level: None,
             content,
         };
-        self.ask(home, call, Asked::Put { agent: number, document, number: number_put });
+        self.ask(home, call, Asked::Put { agent: number, document, number: number_put, must: !self.storm });
     }
 
     /// Every document that had committed is read by its owner, and by a stranger.
@@ -538,7 +536,7 @@ impl Run {
     fn answered(&mut self, call: u64, result: Result<Answer, CallError>) {
         let Some((host, asked)) = self.asked.remove(&call) else { return };
         match (asked, result) {
-            (Asked::Put { agent, document, number }, Ok(Answer::Put(report))) => {
+            (Asked::Put { agent, document, number, .. }, Ok(Answer::Put(report))) => {
                 let known = &mut self.agents[agent].documents[document];
                 // With a bounded doubt, an older version may be read until that is over: no promise to compare with.
                 if report.stale_until_ms.is_none() {
@@ -549,8 +547,8 @@ impl Run {
                     PutOutcome::Committed { version: report.version, level: report.level, stale_until_ms: report.stale_until_ms };
                 self.world.tell(What::PutEnds { op: call, outcome });
             }
-            (Asked::Put { agent, document, .. }, Err(error)) => {
-                if !self.storm && self.world.now_us > self.healed_us + 30_000_000 {
+            (Asked::Put { agent, document, must, .. }, Err(error)) => {
+                if must {
                     self.violation("I14", format!("agent {agent} cannot put its document {document} in calm weather: {error}"));
                 }
                 let outcome = match error {
