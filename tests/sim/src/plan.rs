@@ -244,7 +244,7 @@ impl Plan {
         }
         let faulty = if f == 0 { 0 } else { 1 + below(rng, f as u64) as usize };
         let lies = (0..faulty).map(|_| Lie::ALL[below(rng, Lie::ALL.len() as u64) as usize]).collect();
-        let storm_ms = if unscaled { 3 * 3600 * 1000 } else { 15_000 + below(rng, 60_000) };
+        let storm_ms = if unscaled { 3 * 3600 * 1000 } else { 12_000 + below(rng, 32_000) };
         Self {
             seed,
             hosts,
@@ -253,7 +253,7 @@ impl Plan {
             level,
             ttl_divisor: if unscaled { 1 } else { ttl_divisor },
             storm_ms,
-            calm_ms: 45_000,
+            calm_ms: 35_000,
             load_gap_ms: if unscaled { 60_000 } else { 150 + below(rng, 1_000) },
             fault_gap_ms: if unscaled { 120_000 } else { 300 + below(rng, 3_000) },
             canary_s: if unscaled { 1_800 } else { 60 },

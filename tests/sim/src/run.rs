@@ -4,7 +4,10 @@
 //! Two judges look on. The auditor (`persona-audit`) sees frames and disks and knows no code of ours. The oracle here sees what users see:
 //! contents are numbers that grow, so what is read can be compared with what was put.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use chacha20::ChaCha8Rng;
 use persona_agent::{RootSecret, published_name};
@@ -17,9 +20,10 @@ use zeroize::Zeroizing;
 
 use crate::{
     cheat::Cheat,
+    keys::Notary,
     liar::Liar,
     plan::{Fault, Plan, below, stream},
-    world::{CALM, Kind, Net, Observer, World, auditor},
+    world::{CALM, Kind, Net, Observer, World, auditor, notary},
 };
 
 /// Reminder: users do something.
@@ -148,8 +152,9 @@ const fn audit_mode(mode: Mode) -> AuditMode {
 
 /// Runs a plan under the auditor's eyes. `observers` see all that happens, too.
 pub fn run(plan: &Plan, mut observers: Vec<Box<dyn Observer>>) -> Outcome {
-    observers.push(auditor(plan));
-    let mut run = Run::new(plan, observers);
+    let notary = notary(plan);
+    observers.push(auditor(notary.clone()));
+    let mut run = Run::new(plan, notary, observers);
     run.begin();
     run.storm();
     run.calm();
@@ -157,8 +162,8 @@ pub fn run(plan: &Plan, mut observers: Vec<Box<dyn Observer>>) -> Outcome {
 }
 
 impl Run {
-    fn new(plan: &Plan, observers: Vec<Box<dyn Observer>>) -> Self {
-        let mut world = World::new(plan, observers);
+    fn new(plan: &Plan, notary: Arc<Notary>, observers: Vec<Box<dyn Observer>>) -> Self {
+        let mut world = World::new(plan, notary, observers);
         let spoils = [Fault::Liars, Fault::LyingSync, Fault::DiskLost, Fault::Rot, Fault::Cheat].into_iter().any(|fault| plan.has(fault));
         // Agents live on the first machines, and faults that cost a holder hit the last of those that are there from the beginning.
         let room = plan.hosts - plan.agents;
@@ -625,7 +630,7 @@ impl Run {
             .map(|(i, (class, ttl_ms))| {
                 let name = format!("doc/{i}");
                 let key = SectionKey::derive(&id, &published_name(&secret, &name));
-                Document { name, key, class, ttl_ms: (ttl_ms / divisor).max(5_000), begun: 0, committed: 0 }
+                Document { name, key, class, ttl_ms: (ttl_ms / divisor).max(6_000), begun: 0, committed: 0 }
             })
             .collect();
         let homes = BTreeSet::from([host]);

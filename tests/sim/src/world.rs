@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
+    time::Duration,
 };
 
 use chacha20::ChaCha8Rng;
@@ -65,9 +66,13 @@ impl Observer for Audit {
     }
 }
 
-/// An auditor for a plan's mesh.
-pub fn auditor(plan: &Plan) -> Box<dyn Observer> {
-    let notary = Notary::of(if plan.real_signatures { Vec::new() } else { secrets(plan) });
+/// Who verifies the signatures of a plan's nodes.
+pub fn notary(plan: &Plan) -> Arc<Notary> {
+    Notary::of(if plan.real_signatures { Vec::new() } else { secrets(plan) })
+}
+
+/// An auditor for a plan's mesh. It is told what verifies; that is all it shares with anybody.
+pub fn auditor(notary: Arc<Notary>) -> Box<dyn Observer> {
     let verify = move |key: &[u8; 32], message: &[u8], signature: &[u8; 64]| notary.verify(key, message, &Signature(*signature));
     Box::new(Audit(Auditor::new(Box::new(verify))))
 }
@@ -257,7 +262,8 @@ pub struct World {
 fn config_of(plan: &Plan) -> Config {
     let mut config = Config { canary_s: plan.canary_s, ..Config::default() };
     let scale = |spec: &mut persona_fragments::ClassSpec| {
-        spec.ttl /= plan.ttl_divisor;
+        // A life shorter than the allowance for clocks would only be a refresh every instant.
+        spec.ttl = (spec.ttl / plan.ttl_divisor).max(Duration::from_secs(6));
         spec.level = plan.level;
     };
     let Classes { core, relationship, active, document } = &mut config.classes;
@@ -267,7 +273,7 @@ fn config_of(plan: &Plan) -> Config {
 
 impl World {
     /// The machines of a plan, all running and all knowing one another.
-    pub fn new(plan: &Plan, observers: Vec<Box<dyn Observer>>) -> Self {
+    pub fn new(plan: &Plan, notary: Arc<Notary>, observers: Vec<Box<dyn Observer>>) -> Self {
         let secrets = secrets(plan);
         let config = config_of(plan);
         let mut world = Self {
@@ -284,7 +290,7 @@ impl World {
             rng: stream(plan.seed, "world"),
             queue: BTreeMap::new(),
             events: 0,
-            notary: Notary::of(if plan.real_signatures { Vec::new() } else { secrets.clone() }),
+            notary,
             real_signatures: plan.real_signatures,
             by_peer: BTreeMap::new(),
             open: BTreeSet::new(),
