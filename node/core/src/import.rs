@@ -425,6 +425,14 @@ impl Node {
         self.import_progress(import);
     }
 
+    /// Another host was faster, in `term`: the import that is writing here has lost.
+    pub(crate) fn import_fenced(&mut self, id: &OwnerKey, term: u64) {
+        let of_this = |import: &Import| import.agent == *id && !matches!(import.stage, Stage::Looking | Stage::Keeping);
+        if let Some(import) = self.imports.iter().find(|(_, import)| of_this(import)).map(|(import, _)| *import) {
+            self.import_refused(import, CallError::Fenced { term });
+        }
+    }
+
     /// Nothing was taken over, or not enough: the call fails, and the agent does not live here. If its old host may be fenced, the keystore
     /// goes on keeping its keys, and the import goes on by itself.
     pub(crate) fn import_refused(&mut self, import: u64, error: CallError) {

@@ -699,9 +699,14 @@ impl Node {
     /// Another host has taken the owner over: stop writing for it.
     pub(crate) fn fence_owner(&mut self, id: &OwnerKey, by: &CertifiedHead) {
         let term = by.manifest.version.term;
-        let writes = self.owners.get(id).is_some_and(|owner| !matches!(owner.state, OwnerState::Fenced(_)));
+        let state = self.owners.get(id).map(|owner| owner.state);
+        let writes = state.is_some_and(|state| !matches!(state, OwnerState::Fenced(_)));
         if writes && *id != self.node_owner {
             self.stop_writing(id, term);
+            if state == Some(OwnerState::Importing) {
+                // Whichever of its sections it was that heard of it: what is not put yet never will be.
+                self.import_fenced(id, term);
+            }
             let did = id.to_did();
             self.alarm("fenced", format!("{did} was taken over by another node in term {term}: this node only reads for it now"));
         }
