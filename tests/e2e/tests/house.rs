@@ -30,6 +30,8 @@ const HOUSE: &[(&str, &[&str])] = &[
     ("persona-foreign", &[]),
     // Judges the protocol, so it must not be the protocol: formats it has from the stranger, rules from the documents.
     ("persona-audit", &["persona-foreign"]),
+    // It runs the pure crates as they are, and is judged by one who knows none of them.
+    ("persona-sim", &["persona-fragments", "persona-mesh-proto", "persona-agent", "persona-core", "persona-audit"]),
 ];
 
 /// The crates that decide and never act, and where their code is.
