@@ -235,7 +235,7 @@ impl Plan {
         let wanted = 3 * usize::from(level).div_ceil(2) + 1;
         let hosts = 1 + if below(rng, 8) == 0 { 1 + below(rng, wanted as u64) as usize } else { wanted + below(rng, 4) as usize };
         let agents = (1 + below(rng, 2) as usize).min(hosts);
-        let ttl_divisor = [60, 60, 30, 20, 10, 5, 2, 1][below(rng, 8) as usize];
+        let ttl_divisor = [60, 30, 20, 10, 10, 5, 2, 1][below(rng, 8) as usize];
         let unscaled = below(rng, 20) == 0;
         let mut faults: BTreeSet<Fault> = Fault::ALL.into_iter().filter(|_| below(rng, 10) < 3).collect();
         let f = (wanted.min(hosts - 1).max(1) - 1) / 3;
@@ -256,7 +256,7 @@ impl Plan {
             calm_ms: 35_000,
             load_gap_ms: if unscaled { 60_000 } else { 150 + below(rng, 1_000) },
             fault_gap_ms: if unscaled { 120_000 } else { 300 + below(rng, 3_000) },
-            canary_s: if unscaled { 1_800 } else { 60 },
+            canary_s: if unscaled { 1_800 } else { [60, 3_600, 3_600, 3_600][below(rng, 4) as usize] },
             faults,
             faulty,
             lies,
