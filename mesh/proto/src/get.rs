@@ -14,7 +14,7 @@ use persona_fragments::{
 
 use crate::{
     exchange::{Reply, Tag},
-    holder::clock_allowance_ms,
+    holder::{Rank, clock_allowance_ms, rank},
     message::{HeadAnswer, PreparedWire, Request, Response},
     put::fence_of,
     time::Now,
@@ -130,7 +130,7 @@ pub struct GetValue {
     pub answers: Vec<(PeerKey, Answered)>,
     /// Whose shards were used, with their indices.
     pub shards_from: Vec<(PeerKey, u8)>,
-    /// Holders that answered without their shard, or with a wrong one: who decoded may hand it back to them.
+    /// Holders that answered without their shard, with a wrong one, or that they lost their store: who decoded may hand it back to them.
     pub missing: Vec<(PeerKey, u8)>,
     /// Uncertified versions above it that some holder has acked.
     pub prepared_seen: Vec<Version>,
@@ -209,13 +209,6 @@ pub enum GetError {
         /// The verified proof.
         by: Box<CertifiedHead>,
     },
-}
-
-/// The order of versions. One version has two certified manifests only if its owner equivocated: then every reader prefers the same one.
-type Rank = (Version, Digest);
-
-fn rank(manifest: &SignedManifest) -> Rank {
-    (manifest.version, manifest.hash())
 }
 
 /// One get under way.
@@ -315,6 +308,9 @@ impl Get {
     pub fn reply(&mut self, tag: Tag, reply: Reply, now: Now, verifier: &dyn Verifier) -> Vec<GetOut> {
         let mut out = Vec::new();
         let Some(question) = self.tags.remove(&tag) else { return out };
+        if now.mono_us >= self.end_us() && !self.over {
+            self.advance(now, &mut out); // whatever comes after the end does not count
+        }
         if self.over {
             return out;
         }
@@ -542,6 +538,11 @@ impl Get {
                     entry.carries = entry.carries.max(Some(carries));
                 }
                 false
+            }
+            Response::Recovering => {
+                self.answered(peer, Answered::Recovering);
+                self.shard_asks.insert((*peer, rank), Asked::Unreachable); // it may have it yet
+                return;
             }
             _ => false,
         };
@@ -851,7 +852,7 @@ impl Get {
         let used: Vec<u8> = self.shards_of(manifest).map(|(index, _)| index).take(manifest.shape.k().into()).collect();
         let lacks = |peer: &PeerKey, index: u8| match self.shard_state(manifest, peer) {
             Some(Asked::Empty) => true,
-            Some(_) => false,
+            Some(_) => self.said(peer) == Some(Answered::Recovering),
             None => {
                 let acked = self.prepared.get(&target).is_some_and(|(_, acks)| acks.contains_key(&index));
                 let carries = self.peers.get(peer).and_then(|entry| entry.carries);
@@ -930,7 +931,8 @@ impl Get {
     }
 }
 
-fn is_expired(manifest: &SignedManifest, now: Now) -> bool {
+/// Whether its life is over for readers and writers.
+pub(crate) fn is_expired(manifest: &SignedManifest, now: Now) -> bool {
     now.wall_ms >= manifest.expires_at_ms().saturating_add(clock_allowance_ms(manifest.class))
 }
 

@@ -6,6 +6,10 @@
 
 #![allow(clippy::result_large_err, reason = "the error is an early answer, and is sent as it is")]
 
+mod amnesia;
+
+pub use amnesia::{RECOVERING_MS, RECOVERY_WAIT_MS, lost_store_mark};
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use bincode::{Decode, Encode};
@@ -19,8 +23,9 @@ use persona_fragments::{
     wire::{self, DecodeError},
 };
 
+use self::amnesia::Amnesia;
 use crate::{
-    message::{HeadAnswer, PreparedWire, Refusal, Request, Response, ShardWire},
+    message::{HeadAnswer, PreparedWire, RecallAnswer, Refusal, Request, Response, ShardWire},
     storage::{PersistId, ReadId, Table, Write},
     time::Now,
 };
@@ -33,7 +38,7 @@ const CALLS_OPEN_MAX: usize = 4_096;
 const HOSTS_PREPARED_MAX: usize = 4;
 
 /// The name of the section whose certified version is a fence.
-const CARD_NAME: &[u8] = b"card";
+pub(crate) const CARD_NAME: &[u8] = b"card";
 
 /// How much a holder takes on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,6 +116,16 @@ pub enum HolderOut {
         /// [`CertifiedHead::to_bytes`].
         record: Option<Vec<u8>>,
     },
+    /// This node lost its store and is asked about a section: run a [`Recover`](crate::Recover) and hand its result to
+    /// [`Holder::recovered`], also where it cannot be run. At most 32 at once.
+    Recover {
+        /// The section.
+        key: SectionKey,
+        /// The highest certified head that is here, or was just shown.
+        known: Option<Box<CertifiedHead>>,
+        /// The manifest that was to be prepared.
+        asked: Option<Box<SignedManifest>>,
+    },
 }
 
 /// Counts for `status` and metrics.
@@ -126,6 +141,8 @@ pub struct HolderStats {
     pub prepared: usize,
     /// Fences.
     pub fences: usize,
+    /// Since when, in milliseconds since the Unix epoch, this node is recovering from the loss of its store.
+    pub lost_store_ms: Option<u64>,
 }
 
 /// Why a stored record cannot be loaded. The store is damaged: the caller stops rather than forget a promise.
@@ -164,6 +181,7 @@ pub struct Holder {
     persists: BTreeMap<PersistId, Vec<Then>>,
     reads: BTreeMap<ReadId, PendingRead>,
     calls_open: usize,
+    amnesia: Amnesia,
 }
 
 /// What this node knows of one section.
@@ -171,7 +189,7 @@ pub struct Holder {
 struct Section {
     /// Manifests that were acked here, or will be once they are durable.
     versions: BTreeMap<Version, Stored>,
-    /// Which manifest it was, of versions that were dropped before they expired: no other one is acked.
+    /// Versions of which no other manifest is acked: dropped before they expired, or learnt of others.
     floors: BTreeMap<Version, Floor>,
     /// Shard bytes here, by hash, shared by the versions that renew them.
     shards: BTreeMap<Digest, ShardUse>,
@@ -198,6 +216,16 @@ struct Stored {
 struct Floor {
     manifest_hash: Digest,
     until_ms: u64,
+    why: Why,
+}
+
+/// Why a version has a floor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Why {
+    /// It was stored here, and dropped.
+    Dropped,
+    /// This node lost its store, and others have it prepared: it may have been acked here.
+    Learnt,
 }
 
 struct ShardUse {
@@ -210,6 +238,7 @@ struct ShardUse {
 struct Head {
     head: CertifiedHead,
     life: Life,
+    received_ms: u64,
     /// Kept until then, on the wall clock, so that nothing that it supersedes comes back.
     keep_until_ms: u64,
     /// Whether Kademlia serves it.
@@ -240,17 +269,19 @@ impl Life {
 }
 
 /// When nobody counts it any more, whatever his clock within the allowance.
-fn expiry_ms(manifest: &Manifest) -> u64 {
+pub(crate) fn expiry_ms(manifest: &Manifest) -> u64 {
     manifest.expires_at_ms().saturating_add(clock_allowance_ms(manifest.class))
 }
 
 /// A host of an agent: a later term beats a device.
-fn host(version: &Version) -> (u64, DeviceId) {
+pub(crate) fn host(version: &Version) -> (u64, DeviceId) {
     (version.term, version.device)
 }
 
 /// The order of certified heads. One version has two certified manifests only if its owner equivocated: then all prefer the same one.
-fn rank(manifest: &SignedManifest) -> (Version, Digest) {
+pub(crate) type Rank = (Version, Digest);
+
+pub(crate) fn rank(manifest: &SignedManifest) -> Rank {
     (manifest.version, manifest.hash())
 }
 
@@ -259,8 +290,9 @@ enum Then {
     Stored { key: SectionKey, version: Version, id: PersistId },
     Certified { key: SectionKey, id: PersistId },
     Fenced { owner: OwnerKey, id: PersistId },
+    Recovered { key: SectionKey, since_ms: u64 },
     Ack { call: CallId, key: SectionKey, version: Version },
-    Commit { call: CallId, key: SectionKey, owner: OwnerKey, rank: (Version, Digest) },
+    Commit { call: CallId, key: SectionKey, owner: OwnerKey, rank: Rank },
     Head { call: CallId, key: SectionKey, with_shard: bool },
 }
 
@@ -278,6 +310,7 @@ struct PendingRead {
 enum PreparedRecord {
     Held { manifest: ManifestWire, index: u8, received_ms: u64 },
     Floor { manifest_hash: Digest, until_ms: u64 },
+    Learnt { manifest_hash: Digest, until_ms: u64 },
 }
 
 /// Value of [`Table::Head`], under the section key. A fence is a plain [`HeadWire`], under the owner key.
@@ -313,11 +346,12 @@ impl Holder {
             persists: BTreeMap::new(),
             reads: BTreeMap::new(),
             calls_open: 0,
+            amnesia: Amnesia::default(),
         }
     }
 
-    /// Takes in one stored record: every one of [`Table::Prepared`], [`Table::Head`] and [`Table::Fence`], in any order, before anything
-    /// is handled. Shards are read when they are asked for.
+    /// Takes in one stored record: every one of [`Table::Prepared`], [`Table::Head`] and [`Table::Fence`], and of [`Table::Meta`] those of
+    /// which [`Holder::is_meta`] says so, in any order, before anything is handled. Shards are read when they are asked for.
     pub fn load(&mut self, table: Table, key: &[u8], value: &[u8], now: Now) -> Result<(), LoadError> {
         let decode = |error| LoadError::Decode { table, error };
         let fits = |fits: bool| fits.then_some(()).ok_or(LoadError::Mismatch(table));
@@ -334,10 +368,10 @@ impl Holder {
                     self.reschedule(&section);
                 }
                 PreparedRecord::Floor { manifest_hash, until_ms } => {
-                    let (section, version) = read_prepared_key(key).ok_or(LoadError::Mismatch(table))?;
-                    let entry = self.sections.entry(section).or_default();
-                    entry.floors.insert(version, Floor { manifest_hash, until_ms });
-                    self.reschedule(&section);
+                    self.load_floor(key, Floor { manifest_hash, until_ms, why: Why::Dropped })?;
+                }
+                PreparedRecord::Learnt { manifest_hash, until_ms } => {
+                    self.load_floor(key, Floor { manifest_hash, until_ms, why: Why::Learnt })?;
                 }
             },
             Table::Head => {
@@ -347,7 +381,8 @@ impl Holder {
                 fits(key == section.0)?;
                 let life = Life::of(&head.manifest, record.received_ms, now);
                 let entry = self.sections.entry(section).or_default();
-                entry.head = Some(Head { served: !life.over(now), head, life, keep_until_ms: record.keep_until_ms });
+                let HeadRecord { received_ms, keep_until_ms, .. } = record;
+                entry.head = Some(Head { served: !life.over(now), head, life, received_ms, keep_until_ms });
                 self.supersede(&section, now);
                 self.reschedule(&section);
             }
@@ -356,8 +391,16 @@ impl Holder {
                 fits(key == head.manifest.owner.0)?;
                 self.fences.insert(head.manifest.owner, Fence { head, coming: None });
             }
+            Table::Meta => self.amnesia.load(key, wire::decode(value).map_err(decode)?, now).ok_or(LoadError::Mismatch(table))?,
             _ => return Err(LoadError::Table(table)),
         }
+        Ok(())
+    }
+
+    fn load_floor(&mut self, key: &[u8], floor: Floor) -> Result<(), LoadError> {
+        let (section, version) = read_prepared_key(key).ok_or(LoadError::Mismatch(Table::Prepared))?;
+        self.sections.entry(section).or_default().floors.insert(version, floor);
+        self.reschedule(&section);
         Ok(())
     }
 
@@ -391,6 +434,7 @@ impl Holder {
                     Some(fence) => self.fence(call, key, fence, with_shard, now, signer, verifier, &mut out).unwrap_or_else(Some),
                 },
                 Request::Shard { key, version } => self.shard(call, key, version, now, &mut out),
+                Request::Recall { key, owner } => Some(self.recall(key, &owner, now, signer, &mut out)),
             }
         };
         match response {
@@ -421,6 +465,7 @@ impl Holder {
                         fence.coming = None;
                     }
                 }
+                Then::Recovered { key, since_ms } => self.amnesia.is_recovered(*key, *since_ms),
                 Then::Ack { .. } | Then::Commit { .. } | Then::Head { .. } => {}
             }
         }
@@ -428,9 +473,9 @@ impl Holder {
         for then in thens {
             let (call, response) = match then {
                 Then::Ack { call, key, version } => (call, Some(self.ack(&key, &version, signer))),
-                Then::Commit { call, key, owner, rank } => (call, Some(self.commit_answer(&key, &owner, &rank))),
+                Then::Commit { call, key, owner, rank } => (call, Some(self.commit_answer(&key, &owner, &rank, now, &mut out))),
                 Then::Head { call, key, with_shard } => (call, self.answer_head(call, key, with_shard, now, signer, &mut out)),
-                Then::Stored { .. } | Then::Certified { .. } | Then::Fenced { .. } => continue,
+                Then::Stored { .. } | Then::Certified { .. } | Then::Fenced { .. } | Then::Recovered { .. } => continue,
             };
             if let Some(response) = response {
                 self.close(call, response, &mut out);
@@ -467,6 +512,7 @@ impl Holder {
         for key in due {
             self.sweep(&key, now, &mut writes, &mut out);
         }
+        self.amnesia.tick(now, &mut writes);
         if !writes.is_empty() {
             let id = self.persist(writes, &mut out);
             self.persists.remove(&id); // nothing waits for it
@@ -482,6 +528,7 @@ impl Holder {
             shard_bytes: self.shard_bytes,
             prepared: self.sections.values().map(|section| section.uncommitted().count()).sum(),
             fences: self.fences.len(),
+            lost_store_ms: self.amnesia.since_ms(),
         }
     }
 
@@ -496,7 +543,7 @@ impl Holder {
     }
 }
 
-// The four requests. `Err` answers at once, as `?` does; `Ok(None)` waits for the disk.
+// The requests. `Err` answers at once, as `?` does; `Ok(None)` waits for the disk.
 impl Holder {
     #[allow(clippy::too_many_arguments, reason = "a request and what it takes to judge it")]
     fn prepare(
@@ -549,6 +596,7 @@ impl Holder {
         if let Some(section) = section {
             section.admits(&manifest, &self.limits)?;
         }
+        self.remembers_enough(&manifest, now, out)?;
         let new_bytes = match shard {
             _ if have_bytes => None,
             Some(bytes) => Some(bytes),
@@ -593,7 +641,7 @@ impl Holder {
         }
         let known = self.sections.get(&key).and_then(|section| section.at_least(&rank));
         match known {
-            Some(None) => return Err(self.commit_answer(&key, &owner, &rank)),
+            Some(None) => return Err(self.commit_answer(&key, &owner, &rank, now, out)),
             Some(Some(id)) => {
                 self.then(id, Then::Commit { call, key, owner, rank });
                 return Ok(None);
@@ -603,14 +651,9 @@ impl Holder {
         if !self.sections.contains_key(&key) && self.sections.len() >= self.limits.sections_max {
             return Err(refused(Refusal::Full));
         }
-        let section = self.sections.entry(key).or_default();
-        let keep_until_ms = section.keep_until_ms(&manifest, now);
-        let head = CertifiedHead { manifest, certificate: head.certificate };
-        let record = HeadRecord { head: head.to_wire(), received_ms: now.wall_ms, keep_until_ms };
-        let id = self.persist(vec![Write::set(Table::Head, key.0, wire::encode(&record))], out);
-        let section = self.sections.get_mut(&key).expect("just there");
-        section.coming.push((id, Head { head, life, keep_until_ms, served: false }));
-        self.then(id, Then::Certified { key, id });
+        let (head, write) = self.new_head(CertifiedHead { manifest, certificate: head.certificate }, life, now);
+        let id = self.persist(vec![write], out);
+        self.store_head(head, id);
         self.then(id, Then::Commit { call, key, owner, rank });
         Ok(None)
     }
@@ -659,6 +702,23 @@ impl Holder {
         }
     }
 
+    /// A higher certified head, to be stored with the batch that has this write.
+    fn new_head(&mut self, head: CertifiedHead, life: Life, now: Now) -> (Head, Write) {
+        let key = head.manifest.key;
+        let keep_until_ms = self.sections.entry(key).or_default().keep_until_ms(&head.manifest, now);
+        // What it supersedes may have been forgotten here: then nobody can say how long that lives.
+        let keep_until_ms = keep_until_ms.max(self.amnesia.until_ms());
+        let head = Head { head, life, received_ms: now.wall_ms, keep_until_ms, served: false };
+        let write = head.write();
+        (head, write)
+    }
+
+    fn store_head(&mut self, head: Head, id: PersistId) {
+        let key = head.head.manifest.key;
+        self.sections.entry(key).or_default().coming.push((id, head));
+        self.then(id, Then::Certified { key, id });
+    }
+
     /// All that is durable here about the section; `None`: the answer waits for the shard.
     fn answer_head(
         &mut self,
@@ -669,7 +729,24 @@ impl Holder {
         signer: &dyn Signer,
         out: &mut Vec<HolderOut>,
     ) -> Option<Response> {
-        let Some(section) = self.sections.get(&key) else { return Some(Response::Head(HeadAnswer::default())) };
+        if self.forgot(&key) {
+            self.ask_recovery(&key, None, None, now, out);
+            return Some(Response::Recovering);
+        }
+        let answer = self.known(key, now, signer);
+        let served = self.live_head(&key, now).filter(|_| with_shard).map(|head| &head.head.manifest);
+        let shard = served.and_then(|manifest| {
+            let (stored, hash) = self.sections[&key].shard_of(&manifest.version)?;
+            (stored.manifest.hash() == manifest.hash()).then_some((stored.index, hash))
+        });
+        let Some((index, hash)) = shard else { return Some(Response::Head(answer)) };
+        self.read(PendingRead { call, key, index, hash, answer: Some(answer) }, out);
+        None
+    }
+
+    /// All that is durable here about the section, but for the shard.
+    fn known(&mut self, key: SectionKey, now: Now, signer: &dyn Signer) -> HeadAnswer {
+        let Some(section) = self.sections.get(&key) else { return HeadAnswer::default() };
         let above: Vec<(SectionKey, Version)> = section
             .uncommitted()
             .filter(|stored| stored.coming.is_none() && !stored.life.over(now))
@@ -683,28 +760,37 @@ impl Holder {
             let ack = stored.ack.clone().expect("just signed");
             answer.prepared.push(PreparedWire { manifest: stored.manifest.wire().clone(), ack });
         }
-        let mut shard = None;
         match &section.head {
             Some(head) if head.life.over(now) => answer.expired = Some(head.head.to_wire()),
-            Some(head) => {
-                answer.committed = Some(head.head.to_wire());
-                shard = section.shard_of(&head.head.manifest.version).filter(|_| with_shard);
-                shard = shard.filter(|(stored, _)| stored.manifest.hash() == head.head.manifest.hash());
-            }
+            Some(head) => answer.committed = Some(head.head.to_wire()),
             None => {}
         }
-        let Some((index, hash)) = shard.map(|(stored, hash)| (stored.index, hash)) else { return Some(Response::Head(answer)) };
-        self.read(PendingRead { call, key, index, hash, answer: Some(answer) }, out);
-        None
+        answer
+    }
+
+    /// All that a holder which lost its store must know of this one.
+    fn recall(&mut self, key: SectionKey, owner: &OwnerKey, now: Now, signer: &dyn Signer, out: &mut Vec<HolderOut>) -> Response {
+        if self.forgot(&key) {
+            self.ask_recovery(&key, None, None, now, out);
+            return Response::Recovering;
+        }
+        let head = self.known(key, now, signer);
+        let fence = self.fences.get(owner).filter(|fence| fence.coming.is_none()).map(|fence| fence.head.to_wire());
+        Response::Recalled(RecallAnswer { head, fence })
     }
 
     fn shard(&mut self, call: CallId, key: SectionKey, version: Version, now: Now, out: &mut Vec<HolderOut>) -> Option<Response> {
-        let Some(section) = self.sections.get(&key) else { return Some(Response::Absent) };
-        let here = section.shard_of(&version).filter(|(stored, _)| !stored.life.over(now));
+        let section = self.sections.get(&key);
+        let here = section.and_then(|section| section.shard_of(&version)).filter(|(stored, _)| !stored.life.over(now));
         if let Some((index, hash)) = here.map(|(stored, hash)| (stored.index, hash)) {
             self.read(PendingRead { call, key, index, hash, answer: None }, out);
             return None;
         }
+        if self.forgot(&key) {
+            self.ask_recovery(&key, None, None, now, out);
+            return Some(Response::Recovering);
+        }
+        let Some(section) = self.sections.get(&key) else { return Some(Response::Absent) };
         let newer = self.live_head(&key, now).filter(|head| head.head.manifest.version > version);
         let gone = !section.versions.contains_key(&version);
         Some(newer.filter(|_| gone).map_or(Response::Absent, |head| Response::Superseded { head: head.head.to_wire() }))
@@ -733,13 +819,17 @@ impl Holder {
     }
 
     /// The answer to a commit once this head or a higher one is durable.
-    fn commit_answer(&self, key: &SectionKey, owner: &OwnerKey, committed: &(Version, Digest)) -> Response {
+    fn commit_answer(&mut self, key: &SectionKey, owner: &OwnerKey, committed: &Rank, now: Now, out: &mut Vec<HolderOut>) -> Response {
         if let Err(fenced) = self.not_fenced(key, owner, &committed.0) {
             return fenced;
         }
         let head = self.sections.get(key).and_then(|section| section.head.as_ref()).map(|head| &head.head.manifest);
         match head.filter(|head| head.version == committed.0 && head.hash() != committed.1) {
             Some(other) => Response::Conflict { manifest: other.wire().clone() },
+            None if self.forgot(key) => {
+                self.ask_recovery(key, Some(committed), None, now, out);
+                Response::Recovering
+            }
             None => Response::Committed,
         }
     }
@@ -853,7 +943,7 @@ impl Holder {
         } else {
             let manifest_hash = stored.manifest.hash();
             let record = PreparedRecord::Floor { manifest_hash, until_ms };
-            section.floors.insert(*version, Floor { manifest_hash, until_ms });
+            section.floors.insert(*version, Floor { manifest_hash, until_ms, why: Why::Dropped });
             writes.push(Write::set(Table::Prepared, record_key, wire::encode(&record)));
         }
     }
@@ -902,6 +992,7 @@ impl Holder {
         if stored.coming.is_some() {
             shard.lost = false; // written anew
         }
+        section.floors.remove(&version); // its record has this version's place
         section.versions.insert(version, stored);
     }
 
@@ -956,6 +1047,13 @@ impl Holder {
     }
 }
 
+impl Head {
+    fn write(&self) -> Write {
+        let record = HeadRecord { head: self.head.to_wire(), received_ms: self.received_ms, keep_until_ms: self.keep_until_ms };
+        Write::set(Table::Head, self.head.manifest.key.0, wire::encode(&record))
+    }
+}
+
 impl Stored {
     fn shard_hash(&self) -> Digest {
         self.manifest.shard_hashes[usize::from(self.index)]
@@ -979,7 +1077,7 @@ impl Section {
     }
 
     /// Whether a head of this rank or a higher one is durable (`Some(None)`) or will be with a batch (`Some(Some(id))`).
-    fn at_least(&self, wanted: &(Version, Digest)) -> Option<Option<PersistId>> {
+    fn at_least(&self, wanted: &Rank) -> Option<Option<PersistId>> {
         if self.head.as_ref().is_some_and(|head| rank(&head.head.manifest) >= *wanted) {
             return Some(None);
         }
@@ -996,6 +1094,7 @@ impl Section {
     /// Whether a manifest of a version that is not stored here may be acked.
     fn admits(&self, manifest: &SignedManifest, limits: &HolderLimits) -> Result<(), Response> {
         let version = &manifest.version;
+        let certified = self.heads().any(|head| head.head.manifest.version >= *version);
         if let Some(head) = self.heads().find(|head| head.head.manifest.version >= *version) {
             let certified = &head.head.manifest;
             match certified.version == *version {
@@ -1005,14 +1104,18 @@ impl Section {
             }
         }
         if let Some(floor) = self.floors.get(version) {
-            let same = floor.manifest_hash == manifest.hash();
-            return Err(refused(if same { Refusal::Expired } else { Refusal::Stale }));
+            match (floor.manifest_hash == manifest.hash(), floor.why) {
+                (true, Why::Learnt) => {}
+                (true, Why::Dropped) => return Err(refused(Refusal::Expired)),
+                (false, _) => return Err(refused(Refusal::Stale)),
+            }
+        } else if !certified && self.floors.range(version..).any(|(_, floor)| floor.why == Why::Learnt) {
+            return Err(refused(Refusal::Stale)); // it may have been acked here, and whoever else has it did not say so
         }
         if self.uncommitted().any(|stored| host(&stored.manifest.version) > host(version)) {
             return Err(refused(Refusal::Stale));
         }
         let of_this_host = self.uncommitted().filter(|stored| host(&stored.manifest.version) == host(version)).count();
-        let certified = self.heads().any(|head| head.head.manifest.version >= *version);
         let crowded =
             of_this_host >= limits.prepared_per_section || self.uncommitted().count() >= limits.prepared_per_section * HOSTS_PREPARED_MAX;
         if crowded && !certified { Err(Response::Busy) } else { Ok(()) }

@@ -6,6 +6,7 @@
 //! ```text
 //! owner:   choose_holders -> Put   --PREPARE, COMMIT-->  Holder
 //! reader:                    Get   --HEAD, SHARD------>  Holder
+//! holder without its store:  Recover  --HEAD, RECALL-->  Holder
 //! ```
 //!
 //! A request that a machine sends to the node it runs on goes to that node's own [`Holder`], like any other.
@@ -16,6 +17,7 @@ pub mod holder;
 pub mod message;
 pub mod placement;
 pub mod put;
+pub mod recover;
 pub mod storage;
 pub mod time;
 
@@ -25,5 +27,6 @@ pub use holder::{CallId, Holder, HolderLimits, HolderOut, HolderStats, LoadError
 pub use message::{Refusal, Request, RequestFrame, Response, ResponseFrame};
 pub use placement::{Candidate, choose_holders};
 pub use put::{Put, PutError, PutOut, PutReceipt, PutTask, Timing};
+pub use recover::{Recollection, Recover, RecoverOut, RecoverTask, Recovered};
 pub use storage::{PersistId, ReadId, Table, Write};
 pub use time::Now;

@@ -4,7 +4,7 @@
 
 use bincode::{Decode, Encode};
 use persona_fragments::{
-    Ack, SectionKey, Version,
+    Ack, OwnerKey, SectionKey, Version,
     certificate::HeadWire,
     manifest::ManifestWire,
     wire::{self, DecodeError},
@@ -60,6 +60,13 @@ pub enum Request {
         /// The version.
         version: Version,
     },
+    /// From a holder that lost its store, to the others: all that I must know before I may answer for this section again.
+    Recall {
+        /// The section.
+        key: SectionKey,
+        /// Whose it is: its fence is part of the answer.
+        owner: OwnerKey,
+    },
 }
 
 /// One answer.
@@ -109,6 +116,17 @@ pub enum Response {
         /// Why.
         reason: Refusal,
     },
+    /// To `Recall`.
+    Recalled(RecallAnswer),
+}
+
+/// What one holder tells another one that lost its store.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct RecallAnswer {
+    /// All that is known here of the section, without the shard.
+    pub head: HeadAnswer,
+    /// The certified card that fences lower hosts of this owner here.
+    pub fence: Option<HeadWire>,
 }
 
 /// All that a node knows of a section.

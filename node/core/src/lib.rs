@@ -18,6 +18,7 @@ mod missing;
 mod node;
 mod own;
 mod reads;
+mod recoveries;
 pub mod report;
 mod sections;
 mod traffic;

@@ -22,6 +22,7 @@ use crate::{
     missing::Missing,
     own::{Owner, OwnerState},
     reads::{Floor, GetOp, Survey},
+    recoveries::RecoverOp,
     report::{AlarmReport, CanaryReport, StatusReport},
     sections::PutOp,
     traffic::{AfterPersist, HolderCall, InboundFrame, Outstanding, Queued, Rtts},
@@ -272,11 +273,12 @@ pub enum Notice {
 /// Names an operation of this node.
 pub(crate) type OpId = u64;
 
-/// A put or a get on its way.
+/// Something that this node is in the middle of.
 pub(crate) enum Op {
     Put(Box<PutOp>),
     Get(Box<GetOp>),
     Survey(Box<Survey>),
+    Recover(Box<RecoverOp>),
 }
 
 /// Operations at once. Beyond it new calls get `Busy`; renewals wait for the next tick.
@@ -474,6 +476,7 @@ impl Node {
                 Some(Op::Put(_)) => self.put_due(id),
                 Some(Op::Get(_)) => self.get_due(id),
                 Some(Op::Survey(_)) => self.survey_done(id),
+                Some(Op::Recover(_)) => self.recovery_due(id),
                 None => {}
             }
         }
@@ -484,6 +487,7 @@ impl Node {
             Op::Put(put) => put.deadline(),
             Op::Get(get) => get.deadline(),
             Op::Survey(survey) => Some(survey.deadline_us),
+            Op::Recover(recovery) => recovery.deadline(),
         }
     }
 
@@ -590,6 +594,7 @@ impl Node {
             sections_held: held.sections,
             shards_held: held.shards,
             shard_bytes: held.shard_bytes,
+            lost_store_ms: held.lost_store_ms,
             canary: self.canary.report.clone(),
             alarms: self.alarms.iter().cloned().collect(),
             counters: self.counters.clone(),

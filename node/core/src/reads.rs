@@ -143,7 +143,7 @@ impl Node {
         }
     }
 
-    fn lookup_for(&mut self, op: OpId, key: SectionKey) {
+    pub(crate) fn lookup_for(&mut self, op: OpId, key: SectionKey) {
         let id = self.id();
         self.lookups.insert(id, op);
         self.out.push(Output::Lookup { id, key: key.to_kad_key().into_bytes() });
@@ -164,6 +164,7 @@ impl Node {
         let Some(op) = self.lookups.remove(&id) else { return };
         match self.ops.get(&op) {
             Some(Op::Put(_)) => self.put_looked_up(op, peers),
+            Some(Op::Recover(_)) => self.recovery_looked_up(op, peers),
             Some(Op::Survey(_)) => {}
             Some(Op::Get(get)) => {
                 let known = self.known_head(&get.wanted.key);

@@ -300,6 +300,7 @@ pub struct StatusReport {
     pub sections_held: usize,
     pub shards_held: usize,
     pub shard_bytes: u64,
+    pub lost_store_ms: Option<u64>,
     pub canary: Option<CanaryReport>,
     pub alarms: Vec<AlarmReport>,
     pub counters: BTreeMap<&'static str, u64>,

@@ -115,6 +115,10 @@ impl Node {
                 owned.continue_from(record);
                 owned.intent = self.messages.intents.remove(&owned.key);
             }
+            if *id == self.node_owner {
+                // Also where this disk was lost or set back: a version that was signed once is never signed again.
+                owned.last_seq = owned.last_seq.max(self.now.wall_ms);
+            }
             if let Some(agent) = owner.agent.as_mut().filter(|_| name != "index") {
                 listed = agent.index.get(name).is_some_and(|entry| entry.version.is_some());
                 owned.unlisted = !listed;
@@ -493,6 +497,13 @@ impl Node {
             PutError::NotEnoughHolders { have, need, unreachable } => {
                 if let Some(owned) = self.owned(&id, &name) {
                     owned.avoid.extend(unreachable.into_iter().map(|peer| (peer, now_us + AVOID_MS * 1000)));
+                }
+                CallError::NotEnoughHolders { what, have: have.into(), need: need.into() }
+            }
+            PutError::Recovering { have, need, .. } => {
+                // They sign only for what was issued after their loss: the next attempt is a new version.
+                if let Some(owned) = self.owned(&id, &name) {
+                    owned.give_up_intent();
                 }
                 CallError::NotEnoughHolders { what, have: have.into(), need: need.into() }
             }

@@ -3,6 +3,7 @@
 //!
 //! The oracle is simpler than the system: what is on which disk, who acked what, which put had committed when which get began.
 
+mod amnesia;
 mod random;
 mod scenarios;
 
@@ -17,7 +18,9 @@ use persona_fragments::{
 };
 use persona_mesh_proto::{
     CallId, Get, GetError, GetOut, GetTask, GetValue, Holder, HolderLimits, HolderOut, Mode, Now, PersistId, Put, PutError, PutOut,
-    PutReceipt, PutTask, Reply, Request, Response, Table, Tag, Timing, Write, message::HeadAnswer,
+    PutReceipt, PutTask, Recover, RecoverOut, RecoverTask, Reply, Request, Response, Table, Tag, Timing, Write,
+    holder::lost_store_mark,
+    message::{HeadAnswer, RecallAnswer},
 };
 use rand_core::{Rng, SeedableRng};
 use sha2::{Digest as _, Sha256};
@@ -99,6 +102,8 @@ struct Node {
 enum Machine {
     Put(Box<Put>),
     Get(Box<Get>),
+    /// Of one node's holder, in one of its lives.
+    Recover(Box<Recover>, usize, u64, SectionKey),
 }
 
 struct Task {
@@ -115,6 +120,7 @@ struct Task {
     next_tick_us: Option<u64>,
 }
 
+#[allow(clippy::large_enum_variant, reason = "handed on, seldom many at once")]
 enum Event {
     Request { task: usize, tag: Tag, node: usize, request: Request },
     Reply { task: usize, tag: Tag, reply: Reply },
@@ -152,6 +158,8 @@ struct World {
     net: Net,
     timing: Timing,
     limits: HolderLimits,
+    /// How many nodes, at most, each recovery cannot talk to.
+    recoveries_blocked: u64,
     sync_us: u64,
     sent: Vec<Sent>,
     /// Which manifest each honest node acked for a version.
@@ -267,6 +275,7 @@ impl World {
             net: Net { delay_us: (500, 1_500), lost_permille: 0, doubled_permille: 0, refuses: true },
             timing: Timing::default(),
             limits: HolderLimits::default(),
+            recoveries_blocked: 0,
             sync_us: 200,
             sent: Vec::new(),
             acked: BTreeMap::new(),
@@ -440,7 +449,7 @@ impl World {
         let node = &mut self.nodes[number];
         let mut holder = Holder::new(node.key, limits);
         for ((table, key), value) in &node.durable {
-            if matches!(table, Table::Prepared | Table::Head | Table::Fence) {
+            if matches!(table, Table::Prepared | Table::Head | Table::Fence) || *table == Table::Meta && Holder::is_meta(key) {
                 holder.load(*table, key, value, now).expect("what was stored loads");
             }
         }
@@ -453,6 +462,14 @@ impl World {
     fn lose_disk(&mut self, node: usize) {
         self.crash(node);
         self.nodes[node].durable.clear();
+    }
+
+    /// Loses the disk, notices it, and starts again.
+    fn lose_store(&mut self, number: usize) {
+        self.lose_disk(number);
+        let Write { table, key, value } = lost_store_mark(self.now.wall_ms);
+        self.nodes[number].durable.insert((table, key), value.expect("a mark"));
+        self.restart(number);
     }
 
     fn up(&self, node: usize) -> bool {
@@ -525,6 +542,10 @@ impl World {
                         let outs = get.tick(now);
                         self.carry_out_get(task, outs);
                     }
+                    Machine::Recover(recover, ..) => {
+                        let outs = recover.tick(now);
+                        self.carry_out_recover(task, outs);
+                    }
                 }
             }
         }
@@ -554,6 +575,7 @@ impl World {
             Request::Commit { .. } => ("commit", 0),
             Request::Head { .. } => ("head", 0),
             Request::Shard { .. } => ("shard", 0),
+            Request::Recall { .. } => ("recall", 0),
         };
         self.sent.push(Sent { task, node, kind, shard_bytes });
         if !self.tasks[task].blocked.contains(&node) {
@@ -595,6 +617,10 @@ impl World {
                 let outs = get.reply(tag, reply, *now, verifier);
                 self.carry_out_get(task, outs);
             }
+            Machine::Recover(recover, ..) => {
+                let outs = recover.reply(tag, reply, *now, verifier);
+                self.carry_out_recover(task, outs);
+            }
         }
     }
 
@@ -635,11 +661,41 @@ impl World {
         self.schedule_tick(task);
     }
 
+    fn start_recover(&mut self, node: usize, task: RecoverTask) {
+        let key = task.key;
+        let (recover, outs) = Recover::start(task, self.now);
+        let task = self.add_task(Machine::Recover(Box::new(recover), node, self.nodes[node].life, key));
+        let blocked = (0..self.recoveries_blocked).map(|_| self.below(self.nodes.len() as u64) as usize).collect();
+        self.tasks[task].blocked = blocked;
+        self.carry_out_recover(task, outs);
+    }
+
+    fn carry_out_recover(&mut self, task: usize, outs: Vec<RecoverOut>) {
+        for out in outs {
+            match out {
+                RecoverOut::Send { tag, to, request } => self.send(task, tag, &to, request),
+                RecoverOut::Done(recovered) => {
+                    let now = self.now;
+                    self.tasks[task].ended_us = Some(now.mono_us);
+                    let Machine::Recover(_, node, life, key) = &self.tasks[task].machine else { unreachable!("a recovery") };
+                    let (node, life, key) = (*node, *life, *key);
+                    if self.nodes[node].life == life {
+                        let holder = self.nodes[node].holder.as_mut().expect("up");
+                        let outs = holder.recovered(&key, recovered, now);
+                        self.carry_out_holder(node, outs);
+                    }
+                }
+            }
+        }
+        self.schedule_tick(task);
+    }
+
     fn schedule_tick(&mut self, task: usize) {
         let entry = &self.tasks[task];
         let deadline = match &entry.machine {
             Machine::Put(put) => put.deadline(),
             Machine::Get(get) => get.deadline(),
+            Machine::Recover(recover, ..) => recover.deadline(),
         };
         let Some(deadline) = deadline else { return };
         if entry.next_tick_us.is_none_or(|next| deadline < next) && !entry.abandoned {
@@ -696,6 +752,12 @@ impl World {
                     Some(record) => drop(self.nodes[node].served.insert(key, record)),
                     None => drop(self.nodes[node].served.remove(&key)),
                 },
+                HolderOut::Recover { key, known, asked } => {
+                    let candidates = self.nodes.iter().map(|node| node.key).take(20).collect();
+                    let (known, asked) = (known.map(|head| *head), asked.map(|manifest| *manifest));
+                    let task = RecoverTask { key, me: self.nodes[node].key, known, asked, candidates };
+                    self.start_recover(node, task);
+                }
             }
         }
         told
@@ -754,7 +816,7 @@ impl World {
         let key = match request {
             Request::Prepare { manifest, .. } => SignedManifest::trusted(manifest.clone()).ok()?.key,
             Request::Commit { head } => SignedManifest::trusted(head.manifest.clone()).ok()?.key,
-            Request::Head { key, .. } | Request::Shard { key, .. } => *key,
+            Request::Head { key, .. } | Request::Shard { key, .. } | Request::Recall { key, .. } => *key,
         };
         let frozen = lie == Lie::Stale && self.holder(node).head(&key, self.now).is_some();
         match (lie, request) {
@@ -764,6 +826,7 @@ impl World {
             (Lie::Stale, Request::Commit { .. }) if frozen => Some(Response::Committed),
             (Lie::AckWithoutStoring | Lie::Deny, Request::Head { .. }) => Some(Response::Head(HeadAnswer::default())),
             (Lie::AckWithoutStoring | Lie::Deny, Request::Shard { .. }) => Some(Response::Absent),
+            (Lie::AckWithoutStoring | Lie::Deny, Request::Recall { .. }) => Some(Response::Recalled(RecallAnswer::default())),
             (Lie::Recovering, _) => Some(Response::Recovering),
             (Lie::Babble, _) => Some(match self.below(4) {
                 0 => Response::NeedShard,
