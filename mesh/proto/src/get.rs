@@ -69,9 +69,6 @@ const HEADS_MAX: usize = 8;
 /// Uncertified versions that one get keeps track of, and looks at in one answer; further ones are ignored, as all of them may be.
 const PREPARED_MAX: usize = 16;
 
-/// A takeover waits so many hedges for the rest of the holders while an uncertified version might still be completed.
-const SETTLE_HEDGES: u64 = 4;
-
 /// What the caller does for a get, in order.
 #[derive(Clone, Debug)]
 #[allow(clippy::large_enum_variant, reason = "handed on at once, never kept")]
@@ -132,8 +129,8 @@ pub struct GetValue {
     pub shards_from: Vec<(PeerKey, u8)>,
     /// Holders that answered without their shard, with a wrong one, or that they lost their store: who decoded may hand it back to them.
     pub missing: Vec<(PeerKey, u8)>,
-    /// Uncertified versions above it that some holder has acked.
-    pub prepared_seen: Vec<Version>,
+    /// Uncertified versions above it that some holder has acked: whoever takes over settles them.
+    pub prepared_seen: Vec<SignedManifest>,
     /// The older holder sets in the manifest that have not expired.
     pub older_sets: Vec<OlderSet>,
 }
@@ -234,8 +231,6 @@ pub struct Get {
     target: Option<(Rank, u64)>,
     /// The content of a version, decoded and compared.
     decoded: Option<(Rank, Vec<u8>)>,
-    /// The latest time that this get was told, on the monotonic clock.
-    seen_us: u64,
     tags: BTreeMap<Tag, Question>,
     last_tag: u32,
 }
@@ -295,7 +290,6 @@ impl Get {
             commit_asks: BTreeMap::new(),
             target: None,
             decoded: None,
-            seen_us: now.mono_us,
             tags: BTreeMap::new(),
             last_tag: 0,
         };
@@ -371,9 +365,7 @@ impl Get {
         }
         let resend = self.tags.values().filter(|question| !question.again).map(|question| question.sent_us + RESEND_US).min();
         let hedge = self.target.map(|(_, hedge_us)| hedge_us).filter(|hedge_us| *hedge_us != HEDGED);
-        let settle = self.task.fence.as_ref().map(|_| self.settle_us());
-        let settle = settle.filter(|settle_us| !self.prepared.is_empty() && *settle_us > self.seen_us);
-        [Some(self.end_us()), resend, hedge, settle].into_iter().flatten().min()
+        [Some(self.end_us()), resend, hedge].into_iter().flatten().min()
     }
 
     /// Whether it is over.
@@ -574,7 +566,6 @@ impl Get {
 // What to do next: looks at all that is known, asks what is missing, ends when nothing is.
 impl Get {
     fn advance(&mut self, now: Now, out: &mut Vec<GetOut>) {
-        self.seen_us = now.mono_us;
         if self.heads.is_empty() {
             return self.advance_without_head(now, out);
         }
@@ -609,9 +600,6 @@ impl Get {
                 None => GetError::Expired { version: best.version },
             };
             return self.finish(Err(error), out);
-        }
-        if self.may_be_completed() && waiting > 0 && now.mono_us < self.settle_us() && !late {
-            return;
         }
         let content = match self.content(&best, late) {
             Some(Ok(content)) => content,
@@ -794,15 +782,6 @@ impl Get {
         hashes.filter_map(|(index, hash)| Some((index as u8, self.shards.get(&(index as u8, *hash))?)))
     }
 
-    /// Taking over: whether an uncertified version may still turn out to have its certificate.
-    fn may_be_completed(&self) -> bool {
-        let silent = |peer: &&PeerKey| self.said(peer) == Some(Answered::Silent);
-        let possible = |(manifest, acks): &(SignedManifest, BTreeMap<u8, Ack>)| {
-            acks.len() + manifest.holders.iter().filter(silent).count() >= usize::from(manifest.shape.quorum())
-        };
-        self.task.fence.is_some() && self.prepared.values().any(possible)
-    }
-
     /// Tells the head to `n - f` of every live holder set that may not know it; `None`: answers are under way.
     fn write_back(&mut self, best: &SignedManifest, late: bool, now: Now, out: &mut Vec<GetOut>) -> Option<Freshness> {
         let told = rank(best);
@@ -866,7 +845,7 @@ impl Get {
             answers: self.answers(),
             shards_from: holders().filter(|(_, index)| used.contains(index)).collect(),
             missing: holders().filter(|(peer, index)| lacks(peer, *index)).collect(),
-            prepared_seen: self.prepared.keys().map(|(version, _)| *version).collect(),
+            prepared_seen: self.prepared.values().map(|(manifest, _)| manifest.clone()).collect(),
             older_sets: live_older(manifest, now).cloned().collect(),
         }
     }
@@ -880,10 +859,6 @@ impl Get {
 
     fn end_us(&self) -> u64 {
         self.started.mono_us.saturating_add(GET_MS_MAX * 1000)
-    }
-
-    fn settle_us(&self) -> u64 {
-        self.started.mono_us.saturating_add(self.task.hedge_after_us.saturating_mul(SETTLE_HEDGES)).min(self.end_us())
     }
 
     fn ask_candidates(&mut self, now: Now, out: &mut Vec<GetOut>) {
@@ -936,7 +911,8 @@ pub(crate) fn is_expired(manifest: &SignedManifest, now: Now) -> bool {
     now.wall_ms >= manifest.expires_at_ms().saturating_add(clock_allowance_ms(manifest.class))
 }
 
-fn live_older(manifest: &SignedManifest, now: Now) -> impl Iterator<Item = &OlderSet> {
+/// Older holder sets that may still be asked.
+pub(crate) fn live_older(manifest: &SignedManifest, now: Now) -> impl Iterator<Item = &OlderSet> {
     let allowance = clock_allowance_ms(manifest.class);
     manifest.older.iter().filter(move |set| set.expires_at_ms.saturating_add(allowance) > now.wall_ms)
 }

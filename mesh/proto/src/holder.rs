@@ -6,6 +6,7 @@
 
 #![allow(clippy::result_large_err, reason = "the error is an early answer, and is sent as it is")]
 
+mod abort;
 mod amnesia;
 
 pub use amnesia::{RECOVERING_MS, RECOVERY_WAIT_MS, lost_store_mark};
@@ -189,7 +190,7 @@ pub struct Holder {
 struct Section {
     /// Manifests that were acked here, or will be once they are durable.
     versions: BTreeMap<Version, Stored>,
-    /// Versions of which no other manifest is acked: dropped before they expired, or learnt of others.
+    /// Versions that are not stored here, and of which nothing else may be acked, or nothing at all.
     floors: BTreeMap<Version, Floor>,
     /// Shard bytes here, by hash, shared by the versions that renew them.
     shards: BTreeMap<Digest, ShardUse>,
@@ -217,6 +218,8 @@ struct Floor {
     manifest_hash: Digest,
     until_ms: u64,
     why: Why,
+    /// The batch it waits for; `None`: durable.
+    coming: Option<PersistId>,
 }
 
 /// Why a version has a floor.
@@ -226,6 +229,26 @@ enum Why {
     Dropped,
     /// This node lost its store, and others have it prepared: it may have been acked here.
     Learnt,
+    /// This node promised, as the holder with this index, never to ack any manifest of it.
+    Never(u8),
+    /// It was given up: an abort certificate was shown.
+    Aborted,
+}
+
+impl Floor {
+    fn new(manifest_hash: Digest, until_ms: u64, why: Why) -> Self {
+        Self { manifest_hash, until_ms, why, coming: None }
+    }
+
+    fn record(&self) -> PreparedRecord {
+        let Self { manifest_hash, until_ms, .. } = *self;
+        match self.why {
+            Why::Dropped => PreparedRecord::Floor { manifest_hash, until_ms },
+            Why::Learnt => PreparedRecord::Learnt { manifest_hash, until_ms },
+            Why::Never(index) => PreparedRecord::Never { manifest_hash, index, until_ms },
+            Why::Aborted => PreparedRecord::Aborted { manifest_hash, until_ms },
+        }
+    }
 }
 
 struct ShardUse {
@@ -291,9 +314,13 @@ enum Then {
     Certified { key: SectionKey, id: PersistId },
     Fenced { owner: OwnerKey, id: PersistId },
     Recovered { key: SectionKey, since_ms: u64 },
+    Floored { key: SectionKey, version: Version, id: PersistId },
     Ack { call: CallId, key: SectionKey, version: Version },
     Commit { call: CallId, key: SectionKey, owner: OwnerKey, rank: Rank },
     Head { call: CallId, key: SectionKey, with_shard: bool },
+    Promise { call: CallId, key: SectionKey, version: Version },
+    Prepared { call: CallId, key: SectionKey, version: Version },
+    Aborted { call: CallId },
 }
 
 struct PendingRead {
@@ -311,6 +338,8 @@ enum PreparedRecord {
     Held { manifest: ManifestWire, index: u8, received_ms: u64 },
     Floor { manifest_hash: Digest, until_ms: u64 },
     Learnt { manifest_hash: Digest, until_ms: u64 },
+    Never { manifest_hash: Digest, index: u8, until_ms: u64 },
+    Aborted { manifest_hash: Digest, until_ms: u64 },
 }
 
 /// Value of [`Table::Head`], under the section key. A fence is a plain [`HeadWire`], under the owner key.
@@ -368,10 +397,16 @@ impl Holder {
                     self.reschedule(&section);
                 }
                 PreparedRecord::Floor { manifest_hash, until_ms } => {
-                    self.load_floor(key, Floor { manifest_hash, until_ms, why: Why::Dropped })?;
+                    self.load_floor(key, Floor::new(manifest_hash, until_ms, Why::Dropped))?;
                 }
                 PreparedRecord::Learnt { manifest_hash, until_ms } => {
-                    self.load_floor(key, Floor { manifest_hash, until_ms, why: Why::Learnt })?;
+                    self.load_floor(key, Floor::new(manifest_hash, until_ms, Why::Learnt))?;
+                }
+                PreparedRecord::Never { manifest_hash, index, until_ms } => {
+                    self.load_floor(key, Floor::new(manifest_hash, until_ms, Why::Never(index)))?;
+                }
+                PreparedRecord::Aborted { manifest_hash, until_ms } => {
+                    self.load_floor(key, Floor::new(manifest_hash, until_ms, Why::Aborted))?;
                 }
             },
             Table::Head => {
@@ -435,6 +470,10 @@ impl Holder {
                 },
                 Request::Shard { key, version } => self.shard(call, key, version, now, &mut out),
                 Request::Recall { key, owner } => Some(self.recall(key, &owner, now, signer, &mut out)),
+                Request::Never { manifest, index, order } => {
+                    self.never(call, manifest, index, &order, now, signer, verifier, &mut out).unwrap_or_else(Some)
+                }
+                Request::Abort { aborted } => self.abort(call, aborted, now, verifier, &mut out).unwrap_or_else(Some),
             }
         };
         match response {
@@ -466,7 +505,18 @@ impl Holder {
                     }
                 }
                 Then::Recovered { key, since_ms } => self.amnesia.is_recovered(*key, *since_ms),
-                Then::Ack { .. } | Then::Commit { .. } | Then::Head { .. } => {}
+                Then::Floored { key, version, id } => {
+                    let floor = self.sections.get_mut(key).and_then(|section| section.floors.get_mut(version));
+                    if let Some(floor) = floor.filter(|floor| floor.coming == Some(*id)) {
+                        floor.coming = None;
+                    }
+                }
+                Then::Ack { .. }
+                | Then::Commit { .. }
+                | Then::Head { .. }
+                | Then::Promise { .. }
+                | Then::Prepared { .. }
+                | Then::Aborted { .. } => {}
             }
         }
         self.sign(&durable, signer);
@@ -475,7 +525,12 @@ impl Holder {
                 Then::Ack { call, key, version } => (call, Some(self.ack(&key, &version, signer))),
                 Then::Commit { call, key, owner, rank } => (call, Some(self.commit_answer(&key, &owner, &rank, now, &mut out))),
                 Then::Head { call, key, with_shard } => (call, self.answer_head(call, key, with_shard, now, signer, &mut out)),
-                Then::Stored { .. } | Then::Certified { .. } | Then::Fenced { .. } | Then::Recovered { .. } => continue,
+                Then::Promise { call, key, version } => (call, Some(self.promise(&key, &version, signer))),
+                Then::Prepared { call, key, version } => (call, Some(self.prepared(&key, &version, signer))),
+                Then::Aborted { call } => (call, Some(Response::Aborted)),
+                Then::Stored { .. } | Then::Certified { .. } | Then::Fenced { .. } | Then::Recovered { .. } | Then::Floored { .. } => {
+                    continue;
+                }
             };
             if let Some(response) = response {
                 self.close(call, response, &mut out);
@@ -888,8 +943,12 @@ impl Holder {
             stored.coming.is_none() && (stored.life.over(now) || superseded)
         };
         let dropped: Vec<Version> = section.versions.iter().filter(|(_, stored)| droppable(stored)).map(|(version, _)| *version).collect();
-        let forgotten: Vec<Version> =
-            section.floors.iter().filter(|(_, floor)| now.wall_ms >= floor.until_ms).map(|(version, _)| *version).collect();
+        let forgotten: Vec<Version> = section
+            .floors
+            .iter()
+            .filter(|(_, floor)| now.wall_ms >= floor.until_ms && floor.coming.is_none())
+            .map(|(version, _)| *version)
+            .collect();
         for version in forgotten {
             section.floors.remove(&version);
             writes.push(Write::remove(Table::Prepared, prepared_key(key, &version)));
@@ -905,7 +964,7 @@ impl Holder {
             }
         }
         for version in dropped {
-            self.drop_version(key, &version, now, writes);
+            self.drop_version(key, &version, Why::Dropped, now, writes);
         }
         if self.sections.get(key).is_some_and(Section::is_empty) {
             self.unschedule(key);
@@ -916,7 +975,7 @@ impl Holder {
     }
 
     /// Its bytes go, unless another version shares them; which manifest it was is remembered until it has expired for everyone.
-    fn drop_version(&mut self, key: &SectionKey, version: &Version, now: Now, writes: &mut Vec<Write>) {
+    fn drop_version(&mut self, key: &SectionKey, version: &Version, why: Why, now: Now, writes: &mut Vec<Write>) {
         let Some(section) = self.sections.get_mut(key) else { return };
         let Some(stored) = section.versions.remove(version) else { return };
         let mut freed = stored.manifest.wire().body.len() as u64;
@@ -941,10 +1000,9 @@ impl Holder {
         if now.wall_ms >= until_ms {
             writes.push(Write::remove(Table::Prepared, record_key));
         } else {
-            let manifest_hash = stored.manifest.hash();
-            let record = PreparedRecord::Floor { manifest_hash, until_ms };
-            section.floors.insert(*version, Floor { manifest_hash, until_ms, why: Why::Dropped });
-            writes.push(Write::set(Table::Prepared, record_key, wire::encode(&record)));
+            let floor = Floor::new(stored.manifest.hash(), until_ms, why);
+            writes.push(Write::set(Table::Prepared, record_key, wire::encode(&floor.record())));
+            section.floors.insert(*version, floor);
         }
     }
 }
@@ -1105,9 +1163,10 @@ impl Section {
         }
         if let Some(floor) = self.floors.get(version) {
             match (floor.manifest_hash == manifest.hash(), floor.why) {
+                (_, Why::Never(_) | Why::Aborted) => return Err(refused(Refusal::Aborted)),
                 (true, Why::Learnt) => {}
                 (true, Why::Dropped) => return Err(refused(Refusal::Expired)),
-                (false, _) => return Err(refused(Refusal::Stale)),
+                (false, Why::Learnt | Why::Dropped) => return Err(refused(Refusal::Stale)),
             }
         } else if !certified && self.floors.range(version..).any(|(_, floor)| floor.why == Why::Learnt) {
             return Err(refused(Refusal::Stale)); // it may have been acked here, and whoever else has it did not say so

@@ -4,8 +4,8 @@
 
 use bincode::{Decode, Encode};
 use persona_fragments::{
-    Ack, OwnerKey, SectionKey, Version,
-    certificate::HeadWire,
+    Ack, OwnerKey, SectionKey, Signature, Version,
+    certificate::{AbortWire, HeadWire},
     manifest::ManifestWire,
     wire::{self, DecodeError},
 };
@@ -67,6 +67,20 @@ pub enum Request {
         /// Whose it is: its fence is part of the answer.
         owner: OwnerKey,
     },
+    /// From the owner's host: promise never to ack any manifest of this version.
+    Never {
+        /// The manifest whose version is given up.
+        manifest: ManifestWire,
+        /// The receiver's place in `manifest.holders`.
+        index: u8,
+        /// The owner's word that it is to be given up.
+        order: Signature,
+    },
+    /// This version never committed and never will: drop it.
+    Abort {
+        /// Manifest and abort certificate.
+        aborted: AbortWire,
+    },
 }
 
 /// One answer.
@@ -118,6 +132,15 @@ pub enum Response {
     },
     /// To `Recall`.
     Recalled(RecallAnswer),
+    /// To `Never`: promised, durably.
+    Promised {
+        /// The signature, of the kind [`Never`](persona_fragments::AckKind::Never).
+        never: Ack,
+    },
+    /// To `Never`: a manifest of this version was acked here before.
+    Prepared(PreparedWire),
+    /// To `Abort`: it is not stored here.
+    Aborted,
 }
 
 /// What one holder tells another one that lost its store.
@@ -193,6 +216,9 @@ pub enum Refusal {
     /// The version was given up: this node promised never to ack it.
     #[error("this version was aborted")]
     Aborted,
+    /// The order to give a version up is not its owner's.
+    #[error("the owner did not order that this version be given up")]
+    BadOrder,
 }
 
 impl RequestFrame {

@@ -21,6 +21,7 @@ mod reads;
 mod recoveries;
 pub mod report;
 mod sections;
+mod settling;
 mod traffic;
 
 pub use call::{Answer, Call, CallError};

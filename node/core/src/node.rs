@@ -25,6 +25,7 @@ use crate::{
     recoveries::RecoverOp,
     report::{AlarmReport, CanaryReport, StatusReport},
     sections::PutOp,
+    settling::SettleOp,
     traffic::{AfterPersist, HolderCall, InboundFrame, Outstanding, Queued, Rtts},
 };
 
@@ -279,6 +280,7 @@ pub(crate) enum Op {
     Get(Box<GetOp>),
     Survey(Box<Survey>),
     Recover(Box<RecoverOp>),
+    Settle(Box<SettleOp>),
 }
 
 /// Operations at once. Beyond it new calls get `Busy`; renewals wait for the next tick.
@@ -477,6 +479,7 @@ impl Node {
                 Some(Op::Get(_)) => self.get_due(id),
                 Some(Op::Survey(_)) => self.survey_done(id),
                 Some(Op::Recover(_)) => self.recovery_due(id),
+                Some(Op::Settle(_)) => self.settle_due(id),
                 None => {}
             }
         }
@@ -488,6 +491,7 @@ impl Node {
             Op::Get(get) => get.deadline(),
             Op::Survey(survey) => Some(survey.deadline_us),
             Op::Recover(recovery) => recovery.deadline(),
+            Op::Settle(settling) => settling.deadline(),
         }
     }
 

@@ -165,7 +165,7 @@ impl Node {
         match self.ops.get(&op) {
             Some(Op::Put(_)) => self.put_looked_up(op, peers),
             Some(Op::Recover(_)) => self.recovery_looked_up(op, peers),
-            Some(Op::Survey(_)) => {}
+            Some(Op::Survey(_) | Op::Settle(_)) => {}
             Some(Op::Get(get)) => {
                 let known = self.known_head(&get.wanted.key);
                 let mut candidates = peers;

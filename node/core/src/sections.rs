@@ -27,6 +27,7 @@ use crate::{
     node::{Node, OPS_MAX, Op, OpId, Output},
     own::{Content, Owned, Owner, OwnerState, PutWaiter},
     report::{PutReport, SectionReport},
+    settling::SettlePurpose,
     traffic::AfterPersist,
 };
 
@@ -61,6 +62,8 @@ pub(crate) struct PutOp {
     pub(crate) stage: PutStage,
     pub(crate) started_us: u64,
     pub(crate) renewal: bool,
+    /// A version of unknown outcome that this one comes instead of.
+    gives_up: Option<Box<SignedManifest>>,
 }
 
 pub(crate) enum PutStage {
@@ -70,6 +73,14 @@ pub(crate) enum PutStage {
     Intent(Box<PutTask>),
     /// Two rounds, then placement.
     Running(Box<Put>),
+}
+
+/// A put that is ready to go once its intent is durable.
+struct Prepared {
+    task: PutTask,
+    writes: Vec<Write>,
+    renewal: bool,
+    gives_up: Option<Box<SignedManifest>>,
 }
 
 impl PutOp {
@@ -216,7 +227,8 @@ impl Node {
         let key = owned.key;
         let known =
             owned.candidates.take().filter(|(until, peers)| *until > started_us && peers.iter().all(|peer| self.connected.contains(peer)));
-        self.ops.insert(op, Op::Put(Box::new(PutOp { owner, name: name.clone(), stage: PutStage::Lookup, started_us, renewal: false })));
+        let stage = PutStage::Lookup;
+        self.ops.insert(op, Op::Put(Box::new(PutOp { owner, name: name.clone(), stage, started_us, renewal: false, gives_up: None })));
         if let Some((until, peers)) = known {
             self.put_found(op, &peers);
             if let Some(owned) = self.owned(&owner, &name) {
@@ -249,10 +261,10 @@ impl Node {
             return;
         }
         match self.prepare_put(&id, &name, peers) {
-            Ok((task, writes, renewal)) => {
+            Ok(Prepared { task, writes, renewal, gives_up }) => {
                 if let Some(Op::Put(put)) = self.ops.get_mut(&op) {
                     put.stage = PutStage::Intent(Box::new(task));
-                    put.renewal = renewal;
+                    (put.renewal, put.gives_up) = (renewal, gives_up);
                 }
                 self.persist(writes, AfterPersist::Intent(op));
             }
@@ -277,7 +289,7 @@ impl Node {
         true
     }
 
-    fn prepare_put(&mut self, id: &OwnerKey, name: &str, peers: &[PeerKey]) -> Result<(PutTask, Vec<Write>, bool), CallError> {
+    fn prepare_put(&mut self, id: &OwnerKey, name: &str, peers: &[PeerKey]) -> Result<Prepared, CallError> {
         let now = self.now;
         let me = self.me;
         let connected = self.connected.clone();
@@ -289,6 +301,7 @@ impl Node {
         let joining = std::mem::take(&mut owned.waiting_next);
         owned.waiting.extend(joining);
 
+        let mut gives_up = None;
         // A put that a crash or a timeout interrupted goes out again with the same bytes, unless there is something newer to say.
         if let Some(wire) = owned.intent.clone() {
             let manifest = SignedManifest::trusted(wire).map_err(|error| CallError::BadRequest(error.to_string()))?;
@@ -299,10 +312,11 @@ impl Node {
             if reachable && unexpired && owned.changed.is_none() && content_hash(&owned.stored) == manifest.content_hash {
                 let shards = encode(&owned.stored, manifest.shape).map_err(|error| CallError::TooLarge(error.to_string()))?;
                 let task = PutTask { manifest, shards, renewal: false, keeps: Vec::new(), bystanders: peers.to_vec() };
-                return Ok((task, Vec::new(), false));
+                return Ok(Prepared { task, writes: Vec::new(), renewal: false, gives_up: None });
             }
             // Its holders may have acked it, and somebody may complete it: later versions must tell them too.
             owned.remember_set(&manifest);
+            gives_up = Some(Box::new(manifest));
         }
 
         let previous: Vec<PeerKey> = owned.head.as_ref().map(|head| head.manifest.holders.clone()).unwrap_or_default();
@@ -412,7 +426,7 @@ impl Node {
             Write::set(Table::Intent, owned.key.0, wire::encode(manifest.wire())),
         ];
         let renewal = !keeps.is_empty();
-        Ok((PutTask { manifest, shards, renewal, keeps, bystanders }, writes, renewal))
+        Ok(Prepared { task: PutTask { manifest, shards, renewal, keeps, bystanders }, writes, renewal, gives_up })
     }
 
     /// The intent is durable: send.
@@ -431,6 +445,11 @@ impl Node {
         };
         let (running, outs) = Put::start(*task, self.config.put.clone(), self.now);
         put.stage = PutStage::Running(Box::new(running));
+        let (owner, gives_up) = (put.owner, put.gives_up.take());
+        // Only now: the disk no longer wants the other one put again.
+        if let Some(manifest) = gives_up.filter(|manifest| self.may_be_settled(manifest)) {
+            self.begin_settle(&owner, *manifest, SettlePurpose::GiveUp);
+        }
         self.run_put(op, outs);
     }
 

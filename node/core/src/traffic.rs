@@ -182,6 +182,7 @@ impl Node {
             Some(Op::Get(_)) => self.get_reply(op, tag, reply),
             Some(Op::Survey(_)) => self.survey_reply(op, tag, reply),
             Some(Op::Recover(_)) => self.recovery_reply(op, tag, reply),
+            Some(Op::Settle(_)) => self.settle_reply(op, tag, reply),
             None => {}
         }
     }
@@ -306,6 +307,8 @@ fn request_size(request: &Request) -> usize {
         Request::Prepare { manifest, shard, .. } => 128 + manifest.body.len() + shard.as_ref().map_or(0, Vec::len),
         Request::Commit { head } => 2048 + head.manifest.body.len(),
         Request::Head { fence, .. } => 128 + fence.as_ref().map_or(0, |head| 2048 + head.manifest.body.len()),
+        Request::Never { manifest, .. } => 256 + manifest.body.len(),
+        Request::Abort { aborted } => 2048 + aborted.manifest.body.len(),
         Request::Shard { .. } | Request::Recall { .. } => 128,
     }
 }

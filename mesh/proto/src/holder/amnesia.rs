@@ -7,9 +7,7 @@ use std::collections::BTreeMap;
 
 use persona_fragments::{CertifiedHead, SectionKey, SignedManifest, manifest::TTL_MS_MAX, wire};
 
-use super::{
-    Fence, Floor, Holder, HolderOut, Life, PreparedRecord, Rank, Then, Why, clock_allowance_ms, expiry_ms, host, prepared_key, rank,
-};
+use super::{Fence, Floor, Holder, HolderOut, Life, Rank, Then, Why, clock_allowance_ms, expiry_ms, host, prepared_key, rank};
 use crate::{
     get::GET_MS_MAX,
     message::Response,
@@ -168,7 +166,7 @@ impl Holder {
     }
 
     /// Whether a manifest may have been acked here, or something promised about it, before the store was lost.
-    fn may_have_seen(&self, manifest: &SignedManifest) -> bool {
+    pub(super) fn may_have_seen(&self, manifest: &SignedManifest) -> bool {
         let last_ms = |since_ms: u64| since_ms.saturating_add(clock_allowance_ms(manifest.class));
         self.amnesia.since_ms().is_some_and(|since_ms| manifest.issued_at_ms <= last_ms(since_ms))
     }
@@ -274,10 +272,9 @@ impl Holder {
             let (version, until_ms) = (manifest.version, expiry_ms(&manifest));
             let above = best.as_ref().is_none_or(|best| best.version < version) && now.wall_ms < until_ms;
             if above && !section.versions.contains_key(&version) && !section.floors.contains_key(&version) {
-                let manifest_hash = manifest.hash();
-                section.floors.insert(version, Floor { manifest_hash, until_ms, why: Why::Learnt });
-                let record = PreparedRecord::Learnt { manifest_hash, until_ms };
-                writes.push(Write::set(Table::Prepared, prepared_key(key, &version), wire::encode(&record)));
+                let floor = Floor::new(manifest.hash(), until_ms, Why::Learnt);
+                writes.push(Write::set(Table::Prepared, prepared_key(key, &version), wire::encode(&floor.record())));
+                section.floors.insert(version, floor);
             }
         }
         let since = best.is_some_and(|best| !self.may_have_seen(&best));

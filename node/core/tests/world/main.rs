@@ -8,6 +8,7 @@ mod amnesia;
 mod messages;
 mod random;
 mod sections;
+mod settling;
 mod takeover;
 mod watch;
 
