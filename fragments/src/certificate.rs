@@ -1,5 +1,5 @@
 //! The certificate: `n - f` holders' word that a version is durable, checkable by anyone, offline (docs/spec/quorum.md#certificate). And its
-//! opposite: their word that it never will be.
+//! opposite: their word that it never will be; and the proof that an owner broke its own word.
 
 use std::collections::BTreeMap;
 
@@ -193,6 +193,71 @@ pub struct HeadWire {
     pub certificate: Certificate,
     /// The newest handover link of a leased section. Reserved: version 1 writes `None`.
     pub handover: Option<Vec<u8>>,
+}
+
+/// Two manifests of one version: the proof that their owner's key signed twice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Equivocation {
+    a: SignedManifest,
+    b: SignedManifest,
+}
+
+/// How an equivocation travels and is kept (docs/spec/wire.md#equivocation).
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct EquivocationWire {
+    /// The manifest with the lower hash.
+    pub a: ManifestWire,
+    /// The other one.
+    pub b: ManifestWire,
+}
+
+/// Why two manifests prove nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EquivocationError {
+    /// Not a frame.
+    #[error("the evidence does not decode: {0}")]
+    Decode(#[from] DecodeError),
+    /// One of them is refused.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// An owner may sign both.
+    #[error("the manifests are of different sections or versions")]
+    Unrelated,
+    /// Twice the same, or in the wrong order: one proof has one encoding.
+    #[error("the manifests are the same, or not ordered by hash")]
+    Order,
+}
+
+impl Equivocation {
+    /// The proof, if these two are one. Both were verified, in any order.
+    pub fn of(one: &SignedManifest, other: &SignedManifest) -> Option<Self> {
+        let related = one.key == other.key && one.version == other.version && one.hash() != other.hash();
+        let (a, b) = if one.hash() < other.hash() { (one, other) } else { (other, one) };
+        related.then(|| Self { a: a.clone(), b: b.clone() })
+    }
+
+    /// The two, the one with the lower hash first.
+    pub fn manifests(&self) -> [&SignedManifest; 2] {
+        [&self.a, &self.b]
+    }
+
+    /// As a file.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        wire::encode(&EquivocationWire { a: self.a.wire().clone(), b: self.b.wire().clone() })
+    }
+
+    /// Decodes and verifies everything.
+    pub fn from_bytes(bytes: &[u8], verifier: &dyn Verifier) -> Result<Self, EquivocationError> {
+        let EquivocationWire { a, b } = wire::decode(bytes)?;
+        let (a, b) = (SignedManifest::verify(a, verifier)?, SignedManifest::verify(b, verifier)?);
+        if a.key != b.key || a.version != b.version {
+            return Err(EquivocationError::Unrelated);
+        }
+        if a.hash() >= b.hash() {
+            return Err(EquivocationError::Order);
+        }
+        Ok(Self { a, b })
+    }
 }
 
 impl CertifiedHead {

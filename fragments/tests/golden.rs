@@ -6,15 +6,18 @@
 mod common;
 
 use common::*;
-use persona_fragments::{AbortedVersion, CertifiedHead, Ed25519Verifier, Manifest, OlderSet, Shape, SignedManifest, encode, seal, wire};
+use persona_fragments::{
+    AbortedVersion, CertifiedHead, Ed25519Verifier, Equivocation, Manifest, OlderSet, Shape, SignedManifest, encode, seal, wire,
+};
 
 /// Name, committed text, and how to make the bytes.
 type Golden = (&'static str, &'static str, fn() -> Vec<u8>);
 
-const GOLDEN: [Golden; 8] = [
+const GOLDEN: [Golden; 9] = [
     ("manifest", include_str!("golden/manifest.hex"), || golden_head().manifest.wire().body.clone()),
     ("certified_head", include_str!("golden/certified_head.hex"), || golden_head().to_bytes()),
     ("abort_certificate", include_str!("golden/abort_certificate.hex"), || aborted(golden_manifest()).to_bytes()),
+    ("equivocation", include_str!("golden/equivocation.hex"), || equivocation(golden_manifest()).to_bytes()),
     ("sealed_section", include_str!("golden/sealed_section.hex"), || sealed_in(&context())),
     ("parity_3_of_10", include_str!("golden/parity_3_of_10.hex"), || parity(5, 10)),
     ("parity_2_of_4", include_str!("golden/parity_2_of_4.hex"), || parity(2, 4)),
@@ -73,6 +76,8 @@ fn what_was_committed_is_still_read() {
     assert_eq!(head.manifest.wire().body, read("manifest"));
     let aborted = AbortedVersion::from_bytes(&read("abort_certificate"), &Ed25519Verifier).expect("verifies");
     assert_eq!(aborted.manifest, head.manifest);
+    let evidence = Equivocation::from_bytes(&read("equivocation"), &Ed25519Verifier).expect("verifies");
+    assert!(evidence.manifests().contains(&&head.manifest));
     let manifest: Manifest = wire::decode(&read("manifest")).expect("decodes");
     assert_eq!(SignedManifest::sign(manifest, &owner()).expect("sound").wire(), head.manifest.wire());
     let (_, opened) = seal::open(&read("sealed_section"), &recovery_key(), &context()).expect("opens");

@@ -7,8 +7,8 @@ mod common;
 use common::*;
 use persona_fragments::{
     AbortedVersion, Ack, AckKind, AckLeaf, Certificate, CertificateError, CertifiedHead, Class, CodingError, Ed25519Verifier, EpochKey,
-    Fields, Manifest, ManifestError, OlderSet, OpenError, OwnerKey, PeerKey, ReconstructError, RecoveryKey, SECTION_BYTES_MAX, SealContext,
-    SealError, SectionKey, Shape, SignedManifest, Signer, Version,
+    Equivocation, EquivocationError, Fields, Manifest, ManifestError, OlderSet, OpenError, OwnerKey, PeerKey, ReconstructError,
+    RecoveryKey, SECTION_BYTES_MAX, SealContext, SealError, SectionKey, Shape, SignedManifest, Signer, Version,
     ack::ACK_PATH_MAX,
     certificate::HeadWire,
     coding, encode,
@@ -409,6 +409,55 @@ mod certificates {
         assert!(head.manifest.wire().body.len() < 8 << 10, "{}", head.manifest.wire().body.len());
         assert!(head.to_bytes().len() < 16 << 10, "{}", head.to_bytes().len());
         assert_eq!(CertifiedHead::from_bytes(&head.to_bytes(), &Ed25519Verifier).as_ref(), Ok(&head));
+    }
+}
+
+mod equivocations {
+    use EquivocationError::{Decode, Manifest as BadManifest, Order, Unrelated};
+    use persona_fragments::certificate::EquivocationWire;
+
+    use super::*;
+
+    fn core() -> Manifest {
+        section(b"be kind", 5, 10).0
+    }
+
+    fn of(one: Manifest, other: Manifest) -> Result<Equivocation, EquivocationError> {
+        let [a, b] = [one, other].map(|manifest| SignedManifest::sign(manifest, &owner()).expect("sound"));
+        let (a, b) = if a.hash() < b.hash() { (a, b) } else { (b, a) };
+        let bytes = wire::encode(&EquivocationWire { a: a.wire().clone(), b: b.wire().clone() });
+        let verdict = Equivocation::from_bytes(&bytes, &Ed25519Verifier);
+        assert_eq!(Equivocation::of(&b, &a).as_ref(), verdict.as_ref().ok(), "made where it is seen and read elsewhere are one");
+        verdict
+    }
+
+    fn altered(change: impl FnOnce(&mut EquivocationWire)) -> Result<Equivocation, EquivocationError> {
+        let mut wire: EquivocationWire = wire::decode(&equivocation(core()).to_bytes()).expect("decodes");
+        change(&mut wire);
+        Equivocation::from_bytes(&wire::encode(&wire), &Ed25519Verifier)
+    }
+
+    #[test]
+    fn a_sound_one_verifies_offline() {
+        let evidence = equivocation(core());
+        assert_eq!(Equivocation::from_bytes(&evidence.to_bytes(), &Ed25519Verifier), Ok(evidence.clone()));
+        let [a, b] = evidence.manifests();
+        assert!(a.hash() < b.hash() && a.owner == owner_key());
+    }
+
+    refused! {
+        two_versions: of(core(), Manifest { version: version(8), ..core() }) => Unrelated;
+        two_sections: of(core(), Manifest { name: b"card".to_vec(), key: SectionKey::derive(&owner_key(), b"card"), ..core() }) => Unrelated;
+        one_manifest_twice: of(core(), core()) => Order;
+        the_wrong_way_round: altered(|wire| std::mem::swap(&mut wire.a, &mut wire.b)) => Order;
+        the_second_not_signed: altered(|wire| wire.b.signature = no_signature()) => BadManifest(ManifestError::Signature);
+        the_first_by_somebody_else: altered(|wire| {
+            wire.a = sign_bytes(wire.a.body.clone(), &other_owner());
+        }) => BadManifest(ManifestError::Signature);
+        a_manifest_that_is_none: altered(|wire| wire.a = sign_bytes(vec![1, 2, 3], &owner()))
+            => BadManifest(ManifestError::Decode(wire::decode::<Manifest>(&[1, 2, 3]).expect_err("no manifest")));
+        evidence_followed_by_a_byte: Equivocation::from_bytes(&[equivocation(core()).to_bytes(), vec![0]].concat(), &Ed25519Verifier)
+            => Decode(DecodeError::Trailing(1));
     }
 }
 

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use chacha20::ChaCha20Rng;
 use persona_fragments::{
-    AbortedVersion, Ack, AckLeaf, Certificate, CertifiedHead, Class, DeviceId, Digest, Ed25519Signer, EpochKey, Fields, Manifest, OwnerKey,
-    PeerKey, RecoveryKey, SealContext, SectionKey, Shape, Signature, SignedManifest, Signer, Version, coding, encode,
+    AbortedVersion, Ack, AckLeaf, Certificate, CertifiedHead, Class, DeviceId, Digest, Ed25519Signer, EpochKey, Equivocation, Fields,
+    Manifest, OwnerKey, PeerKey, RecoveryKey, SealContext, SectionKey, Shape, Signature, SignedManifest, Signer, Version, coding, encode,
     manifest::ManifestWire,
     seal, sign_batch,
     wire::{self, Decode, Encode},
@@ -106,6 +106,13 @@ pub fn head(manifest: Manifest) -> CertifiedHead {
     let manifest = SignedManifest::sign(manifest, &owner()).expect("a sound manifest");
     let certificate = Certificate::assemble(&manifest, &acks(&manifest)).expect("enough acks");
     CertifiedHead { manifest, certificate }
+}
+
+/// The manifest, and one that differs from it in its lifetime only.
+pub fn equivocation(manifest: Manifest) -> Equivocation {
+    let longer = Manifest { ttl_ms: manifest.ttl_ms + 1, ..manifest.clone() };
+    let [one, other] = [manifest, longer].map(|manifest| SignedManifest::sign(manifest, &owner()).expect("sound"));
+    Equivocation::of(&one, &other).expect("two of one version")
 }
 
 /// The manifest, given up by its holders: each signed a batch of five in which its promise is the third.

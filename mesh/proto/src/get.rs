@@ -6,7 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 
 use persona_fragments::{
-    Ack, Certificate, CertifiedHead, Digest, OlderSet, OwnerKey, PeerKey, ReconstructError, SectionKey, SignedManifest, Verifier, Version,
+    Ack, Certificate, CertifiedHead, Digest, Equivocation, OlderSet, OwnerKey, PeerKey, ReconstructError, SectionKey, SignedManifest,
+    Verifier, Version,
     certificate::HeadWire,
     coding::{content_hash, reconstruct},
     manifest::ManifestWire,
@@ -220,6 +221,8 @@ pub struct Get {
     formed: BTreeSet<Rank>,
     /// Uncertified manifests above the best head and the acks seen for them: at most [`PREPARED_MAX`].
     prepared: BTreeMap<Rank, (SignedManifest, BTreeMap<u8, Ack>)>,
+    /// Two manifests of one version, if any were seen.
+    evidence: Option<Box<Equivocation>>,
     peers: BTreeMap<PeerKey, Peer>,
     /// Shards that match some head, by index and hash: a renewal has the same ones.
     shards: BTreeMap<(u8, Digest), Vec<u8>>,
@@ -284,6 +287,7 @@ impl Get {
             heads,
             formed: BTreeSet::new(),
             prepared: BTreeMap::new(),
+            evidence: None,
             peers: BTreeMap::new(),
             shards: BTreeMap::new(),
             shard_asks: BTreeMap::new(),
@@ -380,6 +384,11 @@ impl Get {
         holders.iter().chain(others).filter_map(|peer| Some((*peer, self.peers.get(peer)?.answered))).collect()
     }
 
+    /// The proof that the owner's key signed two manifests of one version, once, if this get came upon it: also after a failure.
+    pub fn take_evidence(&mut self) -> Option<Box<Equivocation>> {
+        self.evidence.take()
+    }
+
     /// The highest certified head found so far, expired or not: also after a failure.
     pub fn best(&self) -> Option<&CertifiedHead> {
         self.heads.values().next_back()
@@ -455,7 +464,16 @@ impl Get {
         if !self.is_ours(&head.manifest) {
             return None;
         }
+        self.compare(&head.manifest);
         Some(self.add_head(head))
+    }
+
+    /// Keeps the proof if another manifest of this version is known. Both were verified.
+    fn compare(&mut self, manifest: &SignedManifest) {
+        let known = self.heads.values().map(|head| &head.manifest).chain(self.prepared.values().map(|(manifest, _)| manifest));
+        if let Some(evidence) = known.into_iter().find_map(|known| Equivocation::of(known, manifest)) {
+            self.evidence = Some(Box::new(evidence));
+        }
     }
 
     fn add_head(&mut self, head: CertifiedHead) -> Rank {
@@ -480,6 +498,9 @@ impl Get {
             Some(rank) => rank,
             None => {
                 let Ok(manifest) = SignedManifest::verify(prepared.manifest, verifier) else { return };
+                if self.is_ours(&manifest) {
+                    self.compare(&manifest);
+                }
                 let rank = rank(&manifest);
                 let above = self.heads.last_key_value().is_none_or(|(best, _)| rank > *best);
                 if !above || !self.is_ours(&manifest) || self.prepared.len() >= PREPARED_MAX {

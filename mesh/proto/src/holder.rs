@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bincode::{Decode, Encode};
 use persona_fragments::{
-    Ack, CertifiedHead, Class, DeviceId, Digest, OwnerKey, PeerKey, SectionKey, SignedManifest, Signer, Verifier, Version,
+    Ack, CertifiedHead, Class, DeviceId, Digest, Equivocation, OwnerKey, PeerKey, SectionKey, SignedManifest, Signer, Verifier, Version,
     ack::ACK_BATCH_MAX,
     certificate::HeadWire,
     coding::{content_hash, shard_matches},
@@ -117,6 +117,8 @@ pub enum HolderOut {
         /// [`CertifiedHead::to_bytes`].
         record: Option<Vec<u8>>,
     },
+    /// An owner's key signed two manifests of one version: here is the proof. Told whenever it is come upon.
+    Equivocation(Box<Equivocation>),
     /// This node lost its store and is asked about a section: run a [`Recover`](crate::Recover) and hand its result to
     /// [`Holder::recovered`], also where it cannot be run. At most 32 at once.
     Recover {
@@ -616,6 +618,7 @@ impl Holder {
         if manifest.holders.get(usize::from(index)) != Some(&self.me) {
             return Err(refused(Refusal::NotAHolder));
         }
+        self.compare(&manifest, out);
         let life = self.in_time(&manifest, now)?;
         let (key, version) = (manifest.key, manifest.version);
         let hash = manifest.shard_hashes[usize::from(index)];
@@ -694,6 +697,7 @@ impl Holder {
         if !known_head && (head.handover.is_some() || head.certificate.verify(&manifest, verifier).is_err()) {
             return Err(refused(Refusal::BadCertificate));
         }
+        self.compare(&manifest, out);
         let known = self.sections.get(&key).and_then(|section| section.at_least(&rank));
         match known {
             Some(None) => return Err(self.commit_answer(&key, &owner, &rank, now, out)),
@@ -854,6 +858,15 @@ impl Holder {
 
 // The rules.
 impl Holder {
+    /// Tells of another manifest of the same version that is here. Both were verified.
+    fn compare(&self, manifest: &SignedManifest, out: &mut Vec<HolderOut>) {
+        let Some(section) = self.sections.get(&manifest.key) else { return };
+        let stored = section.versions.get(&manifest.version).map(|stored| &stored.manifest);
+        let certified = section.heads().map(|head| &head.head.manifest);
+        let evidence = stored.into_iter().chain(certified).find_map(|known| Equivocation::of(known, manifest));
+        out.extend(evidence.map(|evidence| HolderOut::Equivocation(Box::new(evidence))));
+    }
+
     /// Neither issued in the future nor expired, within the allowance.
     fn in_time(&self, manifest: &SignedManifest, now: Now) -> Result<Life, Response> {
         if manifest.issued_at_ms > now.wall_ms.saturating_add(clock_allowance_ms(manifest.class)) {

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use persona_fragments::{
-    AbortedVersion, Ack, Certificate, CertifiedHead, PeerKey, Signature, SignedManifest, Verifier, certificate::HeadWire,
+    AbortedVersion, Ack, Certificate, CertifiedHead, Equivocation, PeerKey, Signature, SignedManifest, Verifier, certificate::HeadWire,
 };
 
 use crate::{
@@ -76,6 +76,7 @@ pub struct Settle {
     acks: BTreeMap<u8, Ack>,
     nevers: BTreeMap<u8, Ack>,
     superseded: Option<CertifiedHead>,
+    evidence: Option<Box<Equivocation>>,
     /// By holder index: whether its answer is still to come.
     silent: BTreeMap<u8, bool>,
     tags: BTreeMap<Tag, Question>,
@@ -101,6 +102,7 @@ impl Settle {
             acks: BTreeMap::new(),
             nevers: BTreeMap::new(),
             superseded: None,
+            evidence: None,
             silent: (0..n).map(|index| (index, true)).collect(),
             tags: BTreeMap::new(),
             last_tag: 0,
@@ -165,6 +167,11 @@ impl Settle {
         &self.task.manifest
     }
 
+    /// The proof that the owner's key signed two manifests of this version, once, if a holder showed another one.
+    pub fn take_evidence(&mut self) -> Option<Box<Equivocation>> {
+        self.evidence.take()
+    }
+
     fn end_us(&self) -> u64 {
         self.started_us.saturating_add(self.task.patience_us)
     }
@@ -192,6 +199,10 @@ impl Settle {
                 if acked == *manifest.wire() && ack.verify(&manifest.ack_leaf(index), holder, verifier) =>
             {
                 self.acks.insert(index, ack);
+            }
+            Response::Prepared(PreparedWire { manifest: acked, .. }) => {
+                let other = SignedManifest::verify(acked, verifier).ok();
+                self.evidence = other.and_then(|other| Equivocation::of(manifest, &other)).map(Box::new).or(self.evidence.take());
             }
             Response::Superseded { head } => self.learn_head(head, verifier),
             _ => {}

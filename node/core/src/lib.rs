@@ -12,6 +12,7 @@
 
 mod call;
 mod disk;
+mod evidence;
 mod import;
 mod messages;
 mod missing;

@@ -7,7 +7,7 @@ use std::{
 
 use chacha20::ChaCha20Rng;
 use persona_agent::CommitmentRegistry;
-use persona_fragments::{CertifiedHead, Classes, OwnerKey, PeerKey, SectionKey, Signer, Verifier};
+use persona_fragments::{CertifiedHead, Classes, Equivocation, OwnerKey, PeerKey, SectionKey, Signer, Verifier};
 use persona_mesh_proto::{
     Now, PersistId, ReadId, Table, Write,
     holder::{Holder, HolderLimits},
@@ -330,6 +330,8 @@ pub struct Node {
     pub(crate) imports: BTreeMap<u64, Import>,
     pub(crate) floors: BTreeMap<SectionKey, Floor>,
     pub(crate) heads: BTreeMap<SectionKey, CertifiedHead>,
+    /// Owners whose keys signed twice, with the proof.
+    pub(crate) evidence: BTreeMap<OwnerKey, Equivocation>,
     pub(crate) registry: CommitmentRegistry,
     pub(crate) messages: Messages,
 
@@ -384,6 +386,7 @@ impl Node {
             imports: BTreeMap::new(),
             floors: BTreeMap::new(),
             heads: BTreeMap::new(),
+            evidence: BTreeMap::new(),
             registry: CommitmentRegistry::default(),
             messages: Messages::default(),
             canary: Canary { next_us: now.mono_us + 500_000, started_us: now.mono_us, ..Canary::default() },

@@ -204,7 +204,11 @@ impl Node {
         let Some(Op::Get(get)) = self.ops.get_mut(&op) else { return };
         let GetStage::Running(running) = &mut get.stage else { return };
         let outs = running.reply(tag, reply, self.now, &*self.keys.verifier);
+        let evidence = running.take_evidence();
         self.run_get(op, outs);
+        if let Some(evidence) = evidence {
+            self.witness(*evidence);
+        }
     }
 
     pub(crate) fn get_due(&mut self, op: OpId) {
@@ -554,6 +558,7 @@ impl Node {
             content_len: manifest.content_len,
             answered: replied,
             readable: ReadableReport { any, regular: any && counted >= usize::from(manifest.shape.quorum()) },
+            equivocation: self.equivocation_of(&manifest.owner),
             holders,
         }
     }

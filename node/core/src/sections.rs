@@ -9,7 +9,7 @@
 use std::collections::BTreeSet;
 
 use persona_fragments::{
-    CertifiedHead, Class, Fields, Manifest, OwnerKey, PeerKey, SealContext, SectionKey, Shape, SignedManifest, Version,
+    CertifiedHead, Class, Equivocation, Fields, Manifest, OwnerKey, PeerKey, SealContext, SectionKey, Shape, SignedManifest, Version,
     coding::{content_hash, shard_hashes},
     encode,
     manifest::TTL_MS_MAX,
@@ -528,7 +528,17 @@ impl Node {
             }
             PutError::Timeout { acks, need } => CallError::NotEnoughHolders { what, have: acks.into(), need: need.into() },
             PutError::Unconfirmed { have, need, .. } => CallError::NotEnoughHolders { what, have: have.into(), need: need.into() },
-            PutError::Conflict { version, .. } => {
+            PutError::Conflict { version, other } => {
+                let mine = match &put.stage {
+                    PutStage::Running(running) => Some(running.manifest().clone()),
+                    PutStage::Lookup | PutStage::Intent(_) => None,
+                };
+                // The put verified it.
+                if let (Some(mine), Ok(other)) = (mine, SignedManifest::trusted(*other))
+                    && let Some(evidence) = Equivocation::of(&mine, &other)
+                {
+                    self.witness(evidence);
+                }
                 // Another process wrote this version with the same keys and device, or this disk was rolled back. Go past it.
                 self.alarm(
                     "conflict",
@@ -542,8 +552,11 @@ impl Node {
             PutError::Refused { by, reason } => {
                 if let Some(owned) = self.owned(&id, &name) {
                     owned.avoid.insert(by, now_us + AVOID_MS * 1000);
-                    if reason == persona_mesh_proto::Refusal::Stale {
-                        owned.skip_versions();
+                    match reason {
+                        persona_mesh_proto::Refusal::Stale => owned.skip_versions(),
+                        // Given up, by another host of this owner or before a crash of this one: the same bytes will not do.
+                        persona_mesh_proto::Refusal::Aborted => owned.give_up_intent(),
+                        _ => {}
                     }
                 }
                 CallError::Refused { what, reason: format!("{} refuses: {reason}", by.to_peer_id_string()) }

@@ -57,7 +57,11 @@ impl Node {
     pub(crate) fn settle_reply(&mut self, op: OpId, tag: Tag, reply: Reply) {
         let Some(Op::Settle(settling)) = self.ops.get_mut(&op) else { return };
         let outs = settling.settle.reply(tag, reply, self.now, &*self.keys.verifier);
+        let evidence = settling.settle.take_evidence();
         self.run_settle(op, outs);
+        if let Some(evidence) = evidence {
+            self.witness(*evidence);
+        }
     }
 
     pub(crate) fn settle_due(&mut self, op: OpId) {

@@ -12,7 +12,10 @@ use persona_mesh_proto::{
     message::REQUESTS_PER_FRAME_MAX,
 };
 
-use crate::node::{Node, Op, OpId, Output, RequestError};
+use crate::{
+    evidence::is_evidence,
+    node::{Node, Op, OpId, Output, RequestError},
+};
 
 /// A frame is closed when its requests reach this size, so that a large shard does not delay the small requests behind it.
 const FRAME_BYTES_WANTED: usize = 256 << 10;
@@ -217,6 +220,7 @@ impl Node {
                     self.out.push(Output::Load { id: outer, table, key });
                 }
                 HolderOut::HeadChanged { key, record } => self.out.push(Output::Head { key, record }),
+                HolderOut::Equivocation(evidence) => self.witness(*evidence),
                 HolderOut::Recover { key, known, asked } => self.begin_recovery(key, known, asked),
             }
         }
@@ -281,6 +285,7 @@ impl Node {
             Table::Floor => self.load_floor(key, value),
             Table::Commitment => self.load_commitment(value),
             Table::Meta if Holder::is_meta(key) => self.load_holder_meta(key, value),
+            Table::Meta if is_evidence(key) => self.load_evidence(key, value),
             Table::Own | Table::Intent | Table::Outbox | Table::Inbox | Table::Meta => self.load_own(table, key, value),
             Table::Shard | Table::Expiry => Ok(()),
         }

@@ -39,6 +39,7 @@ impl Holder {
         if !manifest.verify_never_order(order, verifier) {
             return Err(refused(Refusal::BadOrder));
         }
+        self.compare(&manifest, out);
         self.in_time(&manifest, now)?;
         let (key, version) = (manifest.key, manifest.version);
         if let Some(section) = self.sections.get(&key) {
@@ -91,6 +92,7 @@ impl Holder {
             _ => refused(Refusal::BadCertificate),
         })?;
         let (key, version, hash, until_ms) = (manifest.key, manifest.version, manifest.hash(), expiry_ms(&manifest));
+        self.compare(&manifest, out);
         let section = self.sections.get(&key);
         if let Some(head) = section.and_then(|section| section.heads().find(|head| head.head.manifest.hash() == hash)) {
             return Err(Response::Superseded { head: head.head.to_wire() });

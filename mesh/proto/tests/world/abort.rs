@@ -358,6 +358,7 @@ fn no_version_is_both_certified_and_aborted() {
         let put = world.tasks[put].put.clone().expect("ended");
         let certified = matches!(put, Ok(_) | Err(PutError::Unconfirmed { .. }));
         let settled = world.tasks[settle].settled.clone().expect("ended");
+        assert_eq!(world.evidence, [], "seed {seed}: an honest owner is accused");
         let outcome = match settled {
             Settled::Aborted(aborted) => {
                 assert_eq!(AbortedVersion::verify(aborted.to_wire(), &world.verifier), Ok(*aborted));

@@ -5,6 +5,7 @@
 
 mod abort;
 mod amnesia;
+mod evidence;
 mod random;
 mod scenarios;
 
@@ -12,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use chacha20::ChaCha20Rng;
 use persona_fragments::{
-    Certificate, CertifiedHead, Class, DeviceId, Digest, Manifest, OlderSet, OwnerKey, PeerKey, SectionKey, Shape, Signature,
+    Certificate, CertifiedHead, Class, DeviceId, Digest, Equivocation, Manifest, OlderSet, OwnerKey, PeerKey, SectionKey, Shape, Signature,
     SignedManifest, Signer, Verifier, Version,
     certificate::AbortWire,
     coding::{content_hash, encode, shard_hashes},
@@ -171,6 +172,8 @@ struct World {
     acked: BTreeMap<(usize, SectionKey, Version), Digest>,
     /// Which versions each honest node promised never to ack.
     promised: BTreeSet<(usize, SectionKey, Version)>,
+    /// What holders told, by node.
+    evidence: Vec<(usize, Equivocation)>,
 }
 
 /// The owner of one section, as far as its writes go.
@@ -287,6 +290,7 @@ impl World {
             sent: Vec::new(),
             acked: BTreeMap::new(),
             promised: BTreeSet::new(),
+            evidence: Vec::new(),
         };
         for number in 0..count {
             let signer = world.signer(&format!("node {number}"));
@@ -804,6 +808,10 @@ impl World {
                     Some(record) => drop(self.nodes[node].served.insert(key, record)),
                     None => drop(self.nodes[node].served.remove(&key)),
                 },
+                HolderOut::Equivocation(evidence) => {
+                    assert_eq!(Equivocation::from_bytes(&evidence.to_bytes(), &self.verifier).as_ref(), Ok(&*evidence));
+                    self.evidence.push((node, *evidence));
+                }
                 HolderOut::Recover { key, known, asked } => {
                     let candidates = self.nodes.iter().map(|node| node.key).take(20).collect();
                     let (known, asked) = (known.map(|head| *head), asked.map(|manifest| *manifest));

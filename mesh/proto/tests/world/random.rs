@@ -25,6 +25,8 @@ struct Marks {
     losses: u64,
     recovered: u64,
     recovering_seen: u64,
+    aborted: u64,
+    settled_otherwise: u64,
 }
 
 struct Written {
@@ -55,6 +57,7 @@ fn run(seed: u64, forgetful: bool, marks: &mut Marks) {
     let mut put: Option<usize> = None;
     let mut heads: Vec<CertifiedHead> = Vec::new();
     let mut gets: Vec<usize> = Vec::new();
+    let mut settles: Vec<(SignedManifest, usize)> = Vec::new();
     let mut rounds = 0;
     while writes.len() < PUTS || put.is_some() {
         rounds += 1;
@@ -62,6 +65,8 @@ fn run(seed: u64, forgetful: bool, marks: &mut Marks) {
         if let Some(task) = put {
             let ended = world.tasks[task].ended_us;
             let abandons = world.below(40) == 0;
+            let Machine::Put(running) = &world.tasks[task].machine else { unreachable!("a put") };
+            let manifest = running.manifest().clone();
             if let Some(at) = ended {
                 let write = writes.last_mut().expect("begun");
                 match world.tasks[task].put.clone().expect("ended") {
@@ -74,6 +79,9 @@ fn run(seed: u64, forgetful: bool, marks: &mut Marks) {
                     }
                     Err(_) => marks.failed_puts += 1,
                 }
+                if write.committed_us.is_none() && world.below(2) == 0 {
+                    settles.push((manifest.clone(), world.start_settle(&ada, &manifest, 2_000_000)));
+                }
                 // Half of the writers go on placing in the background.
                 world.tasks[task].abandoned = world.below(2) == 0;
                 put = None;
@@ -81,6 +89,9 @@ fn run(seed: u64, forgetful: bool, marks: &mut Marks) {
                 marks.abandoned += 1;
                 world.tasks[task].abandoned = true;
                 put = None;
+                if world.below(2) == 0 {
+                    settles.push((manifest.clone(), world.start_settle(&ada, &manifest, 2_000_000)));
+                }
             }
         } else if ada.older.len() < 7 {
             match world.below(6) {
@@ -150,7 +161,20 @@ fn run(seed: u64, forgetful: bool, marks: &mut Marks) {
     for task in &gets {
         world.run_until_ended(*task);
     }
+    for (manifest, task) in settles {
+        world.run_until_ended(task);
+        let aborted = matches!(world.tasks[task].settled, Some(persona_mesh_proto::Settled::Aborted(_)));
+        *(if aborted { &mut marks.aborted } else { &mut marks.settled_otherwise }) += 1;
+        let returned = |get: &usize| matches!(&world.tasks[*get].get, Some(Ok(value)) if value.head.manifest.version == manifest.version);
+        assert!(!aborted || !gets.iter().any(returned), "seed {seed}: {} was given up, and read", manifest.version);
+        assert!(
+            !aborted || heads.iter().all(|head| head.manifest != manifest),
+            "seed {seed}: {} was given up, and is certified",
+            manifest.version
+        );
+    }
     judge(seed, &world, &writes, &gets, marks);
+    assert_eq!(world.evidence, [], "seed {seed}: an honest owner is accused");
     let recovered = |node: &Node| node.durable.keys().filter(|(table, key)| *table == Table::Meta && key.len() > 1).count() as u64;
     marks.recovered += world.nodes.iter().map(recovered).sum::<u64>();
     heal(seed, forgetful, &mut world, &mut ada, &set, &writes);
@@ -256,6 +280,8 @@ fn no_seed_makes_a_read_stale_wrong_or_endless() {
         ("bounded-stale receipts", marks.stale_receipts),
         ("crashes", marks.crashes),
         ("write-backs", marks.write_backs),
+        ("versions given up", marks.aborted),
+        ("versions settled otherwise", marks.settled_otherwise),
     ] {
         assert!(count > 0, "never seen: {what}: {marks:?}");
     }

@@ -5,6 +5,7 @@
 //! than the system: what is on which disk, what was answered when.
 
 mod amnesia;
+mod evidence;
 mod messages;
 mod random;
 mod sections;
