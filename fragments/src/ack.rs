@@ -1,4 +1,4 @@
-//! A holder's word that a shard is on its disk (docs/spec/quorum.md#acks).
+//! A holder's word that a shard is on its disk, or never will be (docs/spec/quorum.md#acks).
 //!
 //! A holder that commits many shards with one fsync signs once, over the root of a Merkle tree of all of them; each ack carries its path.
 
@@ -29,7 +29,7 @@ const ROOT_LABEL: &[u8] = b"persona/ack-root/v1";
 pub enum AckKind {
     /// The shard and its manifest are durable here.
     Ack,
-    /// This version will never be acked here.
+    /// No manifest of this version was or ever will be acked here.
     Never,
     /// The shard is durable here as a member of a handed-over holder set.
     Handover,
@@ -53,6 +53,11 @@ pub struct AckLeaf {
 }
 
 impl AckLeaf {
+    /// The promise of the holder with this index that it never acks any manifest of the version.
+    pub fn never(key: SectionKey, version: Version, index: u8) -> Self {
+        Self { kind: AckKind::Never, key, version, manifest_hash: Digest([0; 32]), index, generation: 0 }
+    }
+
     fn hash(&self) -> Digest {
         let body = crate::wire::encode(self);
         Digest(Sha256::new().chain_update(LEAF_PREFIX).chain_update(LEAF_LABEL).chain_update(body).finalize().into())

@@ -1,4 +1,5 @@
-//! The certificate: `n - f` holders' word that a version is durable, checkable by anyone, offline (docs/spec/quorum.md#certificate).
+//! The certificate: `n - f` holders' word that a version is durable, checkable by anyone, offline (docs/spec/quorum.md#certificate). And its
+//! opposite: their word that it never will be; and the proof that an owner broke its own word.
 
 use std::collections::BTreeMap;
 
@@ -6,11 +7,14 @@ use bincode::{Decode, Encode};
 
 use crate::{
     ack::{Ack, AckKind, AckLeaf},
+    ids::Signature,
     mutants::{self, Mutant},
     manifest::{ManifestError, ManifestWire, SignedManifest},
-    sign::Verifier,
+    sign::{Signer, Verifier},
     wire::{self, DecodeError},
 };
+
+const NEVER_LABEL: &[u8] = b"persona/never/v1";
 
 /// `n - f` acks of one manifest's holders, in the order of their indices.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -55,43 +59,120 @@ impl SignedManifest {
     pub fn ack_leaf(&self, index: u8) -> AckLeaf {
         AckLeaf { kind: AckKind::Ack, key: self.key, version: self.version, manifest_hash: self.hash(), index, generation: 0 }
     }
+
+    /// What holder `index` signs to promise that it never acks any manifest of this version.
+    pub fn never_leaf(&self, index: u8) -> AckLeaf {
+        AckLeaf::never(self.key, self.version, index)
+    }
+
+    /// The owner's order that holders give this version up: without it anybody who saw the manifest could have it given up.
+    pub fn order_never(&self, owner: &dyn Signer) -> Signature {
+        owner.sign(&self.never_order())
+    }
+
+    /// Whether the owner ordered that this version be given up.
+    pub fn verify_never_order(&self, order: &Signature, verifier: &dyn Verifier) -> bool {
+        verifier.verify(&self.owner.0, &self.never_order(), order)
+    }
+
+    fn never_order(&self) -> Vec<u8> {
+        [NEVER_LABEL, self.hash().as_bytes()].concat()
+    }
 }
 
 impl Certificate {
     /// The certificate of `manifest` from acks that were verified one by one as they came, by holder index: the first `n - f` of them.
     /// `None` while there are fewer. An index that is no holder's does not count.
     pub fn assemble(manifest: &SignedManifest, acks: &BTreeMap<u8, Ack>) -> Option<Self> {
-        let held = acks.iter().filter(|(index, ack)| **index == ack.index && **index < manifest.shape.n());
-        let acks: Vec<Ack> = held.map(|(_, ack)| ack.clone()).take(manifest.shape.quorum().into()).collect();
-        (acks.len() == usize::from(manifest.shape.quorum())).then_some(Self { acks })
+        quorum_of(manifest, acks).map(|acks| Self { acks })
     }
 
     /// Checks that `n - f` distinct holders of `manifest` signed for it.
     pub fn verify(&self, manifest: &SignedManifest, verifier: &dyn Verifier) -> Result<(), CertificateError> {
-        self.check(manifest)?;
-        for ack in &self.acks {
-            let holder = &manifest.holders[usize::from(ack.index)];
-            if !ack.verify(&manifest.ack_leaf(ack.index), holder, verifier) {
-                return Err(CertificateError::Ack { index: ack.index });
-            }
-        }
-        Ok(())
+        verify_quorum(manifest, &self.acks, |index| manifest.ack_leaf(index), verifier)
+    }
+}
+
+/// The first `n - f` of the acks, each of them its holder's; `None` while there are fewer.
+fn quorum_of(manifest: &SignedManifest, acks: &BTreeMap<u8, Ack>) -> Option<Vec<Ack>> {
+    let need = usize::from(manifest.shape.quorum());
+    let held = acks.iter().filter(|(index, ack)| **index == ack.index && **index < manifest.shape.n());
+    let acks: Vec<Ack> = held.map(|(_, ack)| ack.clone()).take(need).collect();
+    (acks.len() == need).then_some(acks)
+}
+
+/// What needs no key: how many acks, whose, and in what order.
+fn check_quorum(manifest: &SignedManifest, acks: &[Ack]) -> Result<(), CertificateError> {
+    let (have, need) = (acks.len(), usize::from(manifest.shape.quorum()));
+    if have < need || have > usize::from(manifest.shape.n()) {
+        return Err(CertificateError::Acks { have, need });
+    }
+    if !acks.windows(2).all(|pair| pair[0].index < pair[1].index || mutants::on(Mutant::CountTwice)) {
+        return Err(CertificateError::Order);
+    }
+    if let Some(stranger) = acks.iter().find(|ack| ack.index >= manifest.shape.n()) {
+        return Err(CertificateError::Ack { index: stranger.index });
+    }
+    Ok(())
+}
+
+/// Whether `n - f` distinct holders of `manifest` signed `leaf`, each its own.
+fn verify_quorum(
+    manifest: &SignedManifest,
+    acks: &[Ack],
+    leaf: impl Fn(u8) -> AckLeaf,
+    verifier: &dyn Verifier,
+) -> Result<(), CertificateError> {
+    check_quorum(manifest, acks)?;
+    let forged = acks.iter().find(|ack| !ack.verify(&leaf(ack.index), &manifest.holders[usize::from(ack.index)], verifier));
+    forged.map_or(Ok(()), |ack| Err(CertificateError::Ack { index: ack.index }))
+}
+
+/// A manifest and the proof that it never had a certificate and never will: the two would share a correct holder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AbortedVersion {
+    /// The manifest.
+    pub manifest: SignedManifest,
+    /// `n - f` of its holders' promises never to ack the version, in the order of their indices.
+    pub nevers: Vec<Ack>,
+}
+
+/// How an aborted version travels (docs/spec/wire.md#abort-certificate).
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct AbortWire {
+    /// The manifest.
+    pub manifest: ManifestWire,
+    /// The abort certificate.
+    pub nevers: Vec<Ack>,
+}
+
+impl AbortedVersion {
+    /// The abort certificate of `manifest` from promises that were verified one by one as they came, by holder index. `None` while there are
+    /// fewer than `n - f`.
+    pub fn assemble(manifest: &SignedManifest, nevers: &BTreeMap<u8, Ack>) -> Option<Self> {
+        quorum_of(manifest, nevers).map(|nevers| Self { manifest: manifest.clone(), nevers })
     }
 
-    /// What needs no key: how many acks, whose, and in what order.
-    fn check(&self, manifest: &SignedManifest) -> Result<(), CertificateError> {
-        let (have, need) = (self.acks.len(), usize::from(manifest.shape.quorum()));
-        if have < need || have > usize::from(manifest.shape.n()) {
-            return Err(CertificateError::Acks { have, need });
-        }
-        let ordered = |pair: &[Ack]| pair[0].index < pair[1].index || mutants::on(Mutant::CountTwice);
-        if !self.acks.windows(2).all(ordered) {
-            return Err(CertificateError::Order);
-        }
-        if let Some(stranger) = self.acks.iter().find(|ack| ack.index >= manifest.shape.n()) {
-            return Err(CertificateError::Ack { index: stranger.index });
-        }
-        Ok(())
+    /// As a file.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        wire::encode(&self.to_wire())
+    }
+
+    /// As a part of a larger frame.
+    pub fn to_wire(&self) -> AbortWire {
+        AbortWire { manifest: self.manifest.wire().clone(), nevers: self.nevers.clone() }
+    }
+
+    /// Decodes and verifies everything: the owner's signature and every promise.
+    pub fn from_bytes(bytes: &[u8], verifier: &dyn Verifier) -> Result<Self, CertificateError> {
+        Self::verify(wire::decode(bytes)?, verifier)
+    }
+
+    /// Verifies everything: the owner's signature and every promise.
+    pub fn verify(wire: AbortWire, verifier: &dyn Verifier) -> Result<Self, CertificateError> {
+        let manifest = SignedManifest::verify(wire.manifest, verifier)?;
+        verify_quorum(&manifest, &wire.nevers, |index| manifest.never_leaf(index), verifier)?;
+        Ok(Self { manifest, nevers: wire.nevers })
     }
 }
 
@@ -113,6 +194,71 @@ pub struct HeadWire {
     pub certificate: Certificate,
     /// The newest handover link of a leased section. Reserved: version 1 writes `None`.
     pub handover: Option<Vec<u8>>,
+}
+
+/// Two manifests of one version: the proof that their owner's key signed twice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Equivocation {
+    a: SignedManifest,
+    b: SignedManifest,
+}
+
+/// How an equivocation travels and is kept (docs/spec/wire.md#equivocation).
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct EquivocationWire {
+    /// The manifest with the lower hash.
+    pub a: ManifestWire,
+    /// The other one.
+    pub b: ManifestWire,
+}
+
+/// Why two manifests prove nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EquivocationError {
+    /// Not a frame.
+    #[error("the evidence does not decode: {0}")]
+    Decode(#[from] DecodeError),
+    /// One of them is refused.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// An owner may sign both.
+    #[error("the manifests are of different sections or versions")]
+    Unrelated,
+    /// Twice the same, or in the wrong order: one proof has one encoding.
+    #[error("the manifests are the same, or not ordered by hash")]
+    Order,
+}
+
+impl Equivocation {
+    /// The proof, if these two are one. Both were verified, in any order.
+    pub fn of(one: &SignedManifest, other: &SignedManifest) -> Option<Self> {
+        let related = one.key == other.key && one.version == other.version && one.hash() != other.hash();
+        let (a, b) = if one.hash() < other.hash() { (one, other) } else { (other, one) };
+        related.then(|| Self { a: a.clone(), b: b.clone() })
+    }
+
+    /// The two, the one with the lower hash first.
+    pub fn manifests(&self) -> [&SignedManifest; 2] {
+        [&self.a, &self.b]
+    }
+
+    /// As a file.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        wire::encode(&EquivocationWire { a: self.a.wire().clone(), b: self.b.wire().clone() })
+    }
+
+    /// Decodes and verifies everything.
+    pub fn from_bytes(bytes: &[u8], verifier: &dyn Verifier) -> Result<Self, EquivocationError> {
+        let EquivocationWire { a, b } = wire::decode(bytes)?;
+        let (a, b) = (SignedManifest::verify(a, verifier)?, SignedManifest::verify(b, verifier)?);
+        if a.key != b.key || a.version != b.version {
+            return Err(EquivocationError::Unrelated);
+        }
+        if a.hash() >= b.hash() {
+            return Err(EquivocationError::Order);
+        }
+        Ok(Self { a, b })
+    }
 }
 
 impl CertifiedHead {
@@ -152,7 +298,7 @@ impl CertifiedHead {
     /// Decodes what this node stored itself after verifying it: everything is checked but the signatures.
     pub fn trusted(wire: HeadWire) -> Result<Self, CertificateError> {
         let head = Self::unverified(wire, SignedManifest::trusted)?;
-        head.certificate.check(&head.manifest)?;
+        check_quorum(&head.manifest, &head.certificate.acks)?;
         Ok(head)
     }
 

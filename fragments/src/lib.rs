@@ -23,7 +23,7 @@ pub mod sign;
 pub mod wire;
 
 pub use ack::{Ack, AckKind, AckLeaf, sign_batch};
-pub use certificate::{Certificate, CertificateError, CertifiedHead};
+pub use certificate::{AbortedVersion, Certificate, CertificateError, CertifiedHead, Equivocation, EquivocationError};
 pub use class::{Class, ClassSpec, Classes};
 pub use coding::{CodingError, ReconstructError, encode, reconstruct};
 pub use ids::{DeviceId, Digest, OwnerKey, PeerKey, SectionKey, Signature};

@@ -6,14 +6,18 @@
 mod common;
 
 use common::*;
-use persona_fragments::{CertifiedHead, Ed25519Verifier, Manifest, OlderSet, Shape, SignedManifest, encode, seal, wire};
+use persona_fragments::{
+    AbortedVersion, CertifiedHead, Ed25519Verifier, Equivocation, Manifest, OlderSet, Shape, SignedManifest, encode, seal, wire,
+};
 
 /// Name, committed text, and how to make the bytes.
 type Golden = (&'static str, &'static str, fn() -> Vec<u8>);
 
-const GOLDEN: [Golden; 7] = [
+const GOLDEN: [Golden; 9] = [
     ("manifest", include_str!("golden/manifest.hex"), || golden_head().manifest.wire().body.clone()),
     ("certified_head", include_str!("golden/certified_head.hex"), || golden_head().to_bytes()),
+    ("abort_certificate", include_str!("golden/abort_certificate.hex"), || aborted(golden_manifest()).to_bytes()),
+    ("equivocation", include_str!("golden/equivocation.hex"), || equivocation(golden_manifest()).to_bytes()),
     ("sealed_section", include_str!("golden/sealed_section.hex"), || sealed_in(&context())),
     ("parity_3_of_10", include_str!("golden/parity_3_of_10.hex"), || parity(5, 10)),
     ("parity_2_of_4", include_str!("golden/parity_2_of_4.hex"), || parity(2, 4)),
@@ -27,8 +31,12 @@ fn counting() -> Vec<u8> {
 }
 
 fn golden_head() -> CertifiedHead {
+    head(golden_manifest())
+}
+
+fn golden_manifest() -> Manifest {
     let older = OlderSet { version: version(6), holders: (4..8).map(holder_key).collect(), expires_at_ms: NEW_YEAR_MS + 1_000 };
-    head(Manifest { older: vec![older], renew_until_ms: NEW_YEAR_MS + 86_400_000, ..section(&sealed_in(&context()), 2, 4).0 })
+    Manifest { older: vec![older], renew_until_ms: NEW_YEAR_MS + 86_400_000, ..section(&sealed_in(&context()), 2, 4).0 }
 }
 
 /// The parity shards of 0, 1, 2 .. 99, one after the other.
@@ -66,6 +74,10 @@ fn what_was_committed_is_still_read() {
     };
     let head = CertifiedHead::from_bytes(&read("certified_head"), &Ed25519Verifier).expect("verifies");
     assert_eq!(head.manifest.wire().body, read("manifest"));
+    let aborted = AbortedVersion::from_bytes(&read("abort_certificate"), &Ed25519Verifier).expect("verifies");
+    assert_eq!(aborted.manifest, head.manifest);
+    let evidence = Equivocation::from_bytes(&read("equivocation"), &Ed25519Verifier).expect("verifies");
+    assert!(evidence.manifests().contains(&&head.manifest));
     let manifest: Manifest = wire::decode(&read("manifest")).expect("decodes");
     assert_eq!(SignedManifest::sign(manifest, &owner()).expect("sound").wire(), head.manifest.wire());
     let (_, opened) = seal::open(&read("sealed_section"), &recovery_key(), &context()).expect("opens");

@@ -6,9 +6,9 @@ mod common;
 
 use common::*;
 use persona_fragments::{
-    Ack, AckKind, AckLeaf, Certificate, CertificateError, CertifiedHead, Class, CodingError, Ed25519Verifier, EpochKey, Fields, Manifest,
-    ManifestError, OlderSet, OpenError, OwnerKey, PeerKey, ReconstructError, RecoveryKey, SECTION_BYTES_MAX, SealContext, SealError,
-    SectionKey, Shape, SignedManifest, Signer, Version,
+    AbortedVersion, Ack, AckKind, AckLeaf, Certificate, CertificateError, CertifiedHead, Class, CodingError, Ed25519Verifier, EpochKey,
+    Equivocation, EquivocationError, Fields, Manifest, ManifestError, OlderSet, OpenError, OwnerKey, PeerKey, ReconstructError,
+    RecoveryKey, SECTION_BYTES_MAX, SealContext, SealError, SectionKey, Shape, SignedManifest, Signer, Version,
     ack::ACK_PATH_MAX,
     certificate::HeadWire,
     coding, encode,
@@ -409,6 +409,120 @@ mod certificates {
         assert!(head.manifest.wire().body.len() < 8 << 10, "{}", head.manifest.wire().body.len());
         assert!(head.to_bytes().len() < 16 << 10, "{}", head.to_bytes().len());
         assert_eq!(CertifiedHead::from_bytes(&head.to_bytes(), &Ed25519Verifier).as_ref(), Ok(&head));
+    }
+}
+
+mod equivocations {
+    use EquivocationError::{Decode, Manifest as BadManifest, Order, Unrelated};
+    use persona_fragments::certificate::EquivocationWire;
+
+    use super::*;
+
+    fn core() -> Manifest {
+        section(b"be kind", 5, 10).0
+    }
+
+    fn of(one: Manifest, other: Manifest) -> Result<Equivocation, EquivocationError> {
+        let [a, b] = [one, other].map(|manifest| SignedManifest::sign(manifest, &owner()).expect("sound"));
+        let (a, b) = if a.hash() < b.hash() { (a, b) } else { (b, a) };
+        let bytes = wire::encode(&EquivocationWire { a: a.wire().clone(), b: b.wire().clone() });
+        let verdict = Equivocation::from_bytes(&bytes, &Ed25519Verifier);
+        assert_eq!(Equivocation::of(&b, &a).as_ref(), verdict.as_ref().ok(), "made where it is seen and read elsewhere are one");
+        verdict
+    }
+
+    fn altered(change: impl FnOnce(&mut EquivocationWire)) -> Result<Equivocation, EquivocationError> {
+        let mut wire: EquivocationWire = wire::decode(&equivocation(core()).to_bytes()).expect("decodes");
+        change(&mut wire);
+        Equivocation::from_bytes(&wire::encode(&wire), &Ed25519Verifier)
+    }
+
+    #[test]
+    fn a_sound_one_verifies_offline() {
+        let evidence = equivocation(core());
+        assert_eq!(Equivocation::from_bytes(&evidence.to_bytes(), &Ed25519Verifier), Ok(evidence.clone()));
+        let [a, b] = evidence.manifests();
+        assert!(a.hash() < b.hash() && a.owner == owner_key());
+    }
+
+    refused! {
+        two_versions: of(core(), Manifest { version: version(8), ..core() }) => Unrelated;
+        two_sections: of(core(), Manifest { name: b"card".to_vec(), key: SectionKey::derive(&owner_key(), b"card"), ..core() }) => Unrelated;
+        one_manifest_twice: of(core(), core()) => Order;
+        the_wrong_way_round: altered(|wire| std::mem::swap(&mut wire.a, &mut wire.b)) => Order;
+        the_second_not_signed: altered(|wire| wire.b.signature = no_signature()) => BadManifest(ManifestError::Signature);
+        the_first_by_somebody_else: altered(|wire| {
+            wire.a = sign_bytes(wire.a.body.clone(), &other_owner());
+        }) => BadManifest(ManifestError::Signature);
+        a_manifest_that_is_none: altered(|wire| wire.a = sign_bytes(vec![1, 2, 3], &owner()))
+            => BadManifest(ManifestError::Decode(wire::decode::<Manifest>(&[1, 2, 3]).expect_err("no manifest")));
+        evidence_followed_by_a_byte: Equivocation::from_bytes(&[equivocation(core()).to_bytes(), vec![0]].concat(), &Ed25519Verifier)
+            => Decode(DecodeError::Trailing(1));
+    }
+}
+
+mod abort_certificates {
+    use CertificateError::{Ack as BadAck, Acks, Decode, Manifest as BadManifest, Order};
+
+    use super::*;
+
+    fn core() -> AbortedVersion {
+        aborted(section(b"be kind", 5, 10).0)
+    }
+
+    fn with(change: impl FnOnce(&mut Vec<Ack>)) -> Result<AbortedVersion, CertificateError> {
+        let mut wire = core().to_wire();
+        change(&mut wire.nevers);
+        AbortedVersion::from_bytes(&wire::encode(&wire), &Ed25519Verifier)
+    }
+
+    fn with_leaf(change: impl FnOnce(&mut AckLeaf)) -> Result<AbortedVersion, CertificateError> {
+        let mut leaf = core().manifest.never_leaf(4);
+        change(&mut leaf);
+        with(|nevers| nevers[4] = Ack { index: 4, ..sign_batch(&[leaf], &holder(4)).swap_remove(0) })
+    }
+
+    #[test]
+    fn a_sound_one_verifies() {
+        assert_eq!(with(|_| {}), Ok(core()));
+        assert_eq!(with_leaf(|_| {}).map(|aborted| aborted.nevers.len()), Ok(7));
+    }
+
+    #[test]
+    fn only_the_owner_of_this_very_manifest_orders_it() {
+        let manifest = core().manifest;
+        let order = manifest.order_never(&owner());
+        assert!(manifest.verify_never_order(&order, &Ed25519Verifier));
+        assert!(!manifest.verify_never_order(&manifest.order_never(&other_owner()), &Ed25519Verifier));
+        assert!(!manifest.verify_never_order(&manifest.wire().signature, &Ed25519Verifier), "not by having written it");
+        let other = SignedManifest::sign(Manifest { ttl_ms: 60_000, ..section(b"be kind", 5, 10).0 }, &owner()).expect("sound");
+        assert!(!other.verify_never_order(&order, &Ed25519Verifier));
+    }
+
+    refused! {
+        abort_short_by_one: with(|nevers| { nevers.pop(); }) => Acks { have: 6, need: 7 };
+        abort_counts_one_holder_twice: with(|nevers| nevers[6] = nevers[5].clone()) => Order;
+        abort_with_a_stranger: with(|nevers| nevers[6].index = 10) => BadAck { index: 10 };
+        abort_by_acks: with(|nevers| *nevers = head(section(b"be kind", 5, 10).0).certificate.acks) => BadAck { index: 0 };
+        never_of_one_holder_signed_by_another: with(|nevers| {
+            nevers[4] = sign_batch(&[core().manifest.never_leaf(4)], &holder(5)).swap_remove(0);
+        }) => BadAck { index: 4 };
+        ack_passed_off_as_never: with_leaf(|leaf| leaf.kind = AckKind::Ack) => BadAck { index: 4 };
+        never_that_names_a_manifest: with_leaf(|leaf| leaf.manifest_hash = core().manifest.hash()) => BadAck { index: 4 };
+        never_of_another_version: with_leaf(|leaf| leaf.version = version(8)) => BadAck { index: 4 };
+        never_of_another_section: with_leaf(|leaf| leaf.key = SectionKey([0; 32])) => BadAck { index: 4 };
+        never_of_another_holder: with_leaf(|leaf| leaf.index = 3) => BadAck { index: 4 };
+        abort_followed_by_a_byte: AbortedVersion::from_bytes(&[core().to_bytes(), vec![0]].concat(), &Ed25519Verifier)
+            => Decode(DecodeError::Trailing(1));
+        abort_without_the_owner: {
+            let mut wire = core().to_wire();
+            wire.manifest.signature = no_signature();
+            AbortedVersion::verify(wire, &Ed25519Verifier)
+        } => BadManifest(ManifestError::Signature);
+        never_as_certificate: {
+            let wire = HeadWire { certificate: Certificate { acks: core().nevers }, ..head(section(b"be kind", 5, 10).0).to_wire() };
+            CertifiedHead::verify(wire, &Ed25519Verifier)
+        } => BadAck { index: 0 };
     }
 }
 

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use chacha20::ChaCha20Rng;
 use persona_fragments::{
-    Ack, AckLeaf, Certificate, CertifiedHead, Class, DeviceId, Digest, Ed25519Signer, EpochKey, Fields, Manifest, OwnerKey, PeerKey,
-    RecoveryKey, SealContext, SectionKey, Shape, Signature, SignedManifest, Signer, Version, coding, encode,
+    AbortedVersion, Ack, AckLeaf, Certificate, CertifiedHead, Class, DeviceId, Digest, Ed25519Signer, EpochKey, Equivocation, Fields,
+    Manifest, OwnerKey, PeerKey, RecoveryKey, SealContext, SectionKey, Shape, Signature, SignedManifest, Signer, Version, coding, encode,
     manifest::ManifestWire,
     seal, sign_batch,
     wire::{self, Decode, Encode},
@@ -106,6 +106,21 @@ pub fn head(manifest: Manifest) -> CertifiedHead {
     let manifest = SignedManifest::sign(manifest, &owner()).expect("a sound manifest");
     let certificate = Certificate::assemble(&manifest, &acks(&manifest)).expect("enough acks");
     CertifiedHead { manifest, certificate }
+}
+
+/// The manifest, and one that differs from it in its lifetime only.
+pub fn equivocation(manifest: Manifest) -> Equivocation {
+    let longer = Manifest { ttl_ms: manifest.ttl_ms + 1, ..manifest.clone() };
+    let [one, other] = [manifest, longer].map(|manifest| SignedManifest::sign(manifest, &owner()).expect("sound"));
+    Equivocation::of(&one, &other).expect("two of one version")
+}
+
+/// The manifest, given up by its holders: each signed a batch of five in which its promise is the third.
+pub fn aborted(manifest: Manifest) -> AbortedVersion {
+    let manifest = SignedManifest::sign(manifest, &owner()).expect("a sound manifest");
+    let never = |index: u8| sign_batch(&batch_around(manifest.never_leaf(index)), &holder(index)).swap_remove(2);
+    let nevers = (0..manifest.shape.n()).map(|index| (index, never(index))).collect();
+    AbortedVersion::assemble(&manifest, &nevers).expect("enough promises")
 }
 
 pub fn indexed(shards: &[Vec<u8>], indices: impl IntoIterator<Item = usize>) -> BTreeMap<u8, Vec<u8>> {

@@ -6,7 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 
 use persona_fragments::{
-    Ack, Certificate, CertifiedHead, Digest, OlderSet, OwnerKey, PeerKey, ReconstructError, SectionKey, SignedManifest, Verifier, Version,
+    Ack, Certificate, CertifiedHead, Digest, Equivocation, OlderSet, OwnerKey, PeerKey, ReconstructError, SectionKey, SignedManifest,
+    Verifier, Version,
     certificate::HeadWire,
     coding::{content_hash, reconstruct},
     manifest::ManifestWire,
@@ -15,7 +16,7 @@ use persona_fragments::{
 
 use crate::{
     exchange::{Reply, Tag},
-    holder::clock_allowance_ms,
+    holder::{Rank, clock_allowance_ms, rank},
     message::{HeadAnswer, PreparedWire, Request, Response},
     put::fence_of,
     time::Now,
@@ -69,9 +70,6 @@ const HEADS_MAX: usize = 8;
 
 /// Uncertified versions that one get keeps track of, and looks at in one answer; further ones are ignored, as all of them may be.
 const PREPARED_MAX: usize = 16;
-
-/// A takeover waits so many hedges for the rest of the holders while an uncertified version might still be completed.
-const SETTLE_HEDGES: u64 = 4;
 
 /// What the caller does for a get, in order.
 #[derive(Clone, Debug)]
@@ -131,10 +129,10 @@ pub struct GetValue {
     pub answers: Vec<(PeerKey, Answered)>,
     /// Whose shards were used, with their indices.
     pub shards_from: Vec<(PeerKey, u8)>,
-    /// Holders that answered without their shard, or with a wrong one: who decoded may hand it back to them.
+    /// Holders that answered without their shard, with a wrong one, or that they lost their store: who decoded may hand it back to them.
     pub missing: Vec<(PeerKey, u8)>,
-    /// Uncertified versions above it that some holder has acked.
-    pub prepared_seen: Vec<Version>,
+    /// Uncertified versions above it that some holder has acked: whoever takes over settles them.
+    pub prepared_seen: Vec<SignedManifest>,
     /// The older holder sets in the manifest that have not expired.
     pub older_sets: Vec<OlderSet>,
 }
@@ -212,13 +210,6 @@ pub enum GetError {
     },
 }
 
-/// The order of versions. One version has two certified manifests only if its owner equivocated: then every reader prefers the same one.
-type Rank = (Version, Digest);
-
-fn rank(manifest: &SignedManifest) -> Rank {
-    (manifest.version, manifest.hash())
-}
-
 /// One get under way.
 pub struct Get {
     task: GetTask,
@@ -231,6 +222,8 @@ pub struct Get {
     formed: BTreeSet<Rank>,
     /// Uncertified manifests above the best head and the acks seen for them: at most [`PREPARED_MAX`].
     prepared: BTreeMap<Rank, (SignedManifest, BTreeMap<u8, Ack>)>,
+    /// Two manifests of one version, if any were seen.
+    evidence: Option<Box<Equivocation>>,
     peers: BTreeMap<PeerKey, Peer>,
     /// Shards that match some head, by index and hash: a renewal has the same ones.
     shards: BTreeMap<(u8, Digest), Vec<u8>>,
@@ -242,8 +235,6 @@ pub struct Get {
     target: Option<(Rank, u64)>,
     /// The content of a version, decoded and compared.
     decoded: Option<(Rank, Vec<u8>)>,
-    /// The latest time that this get was told, on the monotonic clock.
-    seen_us: u64,
     tags: BTreeMap<Tag, Question>,
     last_tag: u32,
 }
@@ -297,13 +288,13 @@ impl Get {
             heads,
             formed: BTreeSet::new(),
             prepared: BTreeMap::new(),
+            evidence: None,
             peers: BTreeMap::new(),
             shards: BTreeMap::new(),
             shard_asks: BTreeMap::new(),
             commit_asks: BTreeMap::new(),
             target: None,
             decoded: None,
-            seen_us: now.mono_us,
             tags: BTreeMap::new(),
             last_tag: 0,
         };
@@ -316,6 +307,9 @@ impl Get {
     pub fn reply(&mut self, tag: Tag, reply: Reply, now: Now, verifier: &dyn Verifier) -> Vec<GetOut> {
         let mut out = Vec::new();
         let Some(question) = self.tags.remove(&tag) else { return out };
+        if now.mono_us >= self.end_us() && !self.over {
+            self.advance(now, &mut out); // whatever comes after the end does not count
+        }
         if self.over {
             return out;
         }
@@ -376,9 +370,7 @@ impl Get {
         }
         let resend = self.tags.values().filter(|question| !question.again).map(|question| question.sent_us + RESEND_US).min();
         let hedge = self.target.map(|(_, hedge_us)| hedge_us).filter(|hedge_us| *hedge_us != HEDGED);
-        let settle = self.task.fence.as_ref().map(|_| self.settle_us());
-        let settle = settle.filter(|settle_us| !self.prepared.is_empty() && *settle_us > self.seen_us);
-        [Some(self.end_us()), resend, hedge, settle].into_iter().flatten().min()
+        [Some(self.end_us()), resend, hedge].into_iter().flatten().min()
     }
 
     /// Whether it is over.
@@ -391,6 +383,11 @@ impl Get {
         let holders = self.best().map_or(&[][..], |head| &head.manifest.holders);
         let others = self.peers.keys().filter(|peer| !holders.contains(peer));
         holders.iter().chain(others).filter_map(|peer| Some((*peer, self.peers.get(peer)?.answered))).collect()
+    }
+
+    /// The proof that the owner's key signed two manifests of one version, once, if this get came upon it: also after a failure.
+    pub fn take_evidence(&mut self) -> Option<Box<Equivocation>> {
+        self.evidence.take()
     }
 
     /// The highest certified head found so far, expired or not: also after a failure.
@@ -468,7 +465,16 @@ impl Get {
         if !self.is_ours(&head.manifest) {
             return None;
         }
+        self.compare(&head.manifest);
         Some(self.add_head(head))
+    }
+
+    /// Keeps the proof if another manifest of this version is known. Both were verified.
+    fn compare(&mut self, manifest: &SignedManifest) {
+        let known = self.heads.values().map(|head| &head.manifest).chain(self.prepared.values().map(|(manifest, _)| manifest));
+        if let Some(evidence) = known.into_iter().find_map(|known| Equivocation::of(known, manifest)) {
+            self.evidence = Some(Box::new(evidence));
+        }
     }
 
     fn add_head(&mut self, head: CertifiedHead) -> Rank {
@@ -493,6 +499,9 @@ impl Get {
             Some(rank) => rank,
             None => {
                 let Ok(manifest) = SignedManifest::verify(prepared.manifest, verifier) else { return };
+                if self.is_ours(&manifest) {
+                    self.compare(&manifest);
+                }
                 let rank = rank(&manifest);
                 let above = self.heads.last_key_value().is_none_or(|(best, _)| rank > *best);
                 if !above || !self.is_ours(&manifest) || self.prepared.len() >= PREPARED_MAX {
@@ -544,6 +553,11 @@ impl Get {
                 }
                 false
             }
+            Response::Recovering => {
+                self.answered(peer, Answered::Recovering);
+                self.shard_asks.insert((*peer, rank), Asked::Unreachable); // it may have it yet
+                return;
+            }
             _ => false,
         };
         self.shard_asks.insert((*peer, rank), if got { Asked::Done } else { Asked::Empty });
@@ -574,7 +588,6 @@ impl Get {
 // What to do next: looks at all that is known, asks what is missing, ends when nothing is.
 impl Get {
     fn advance(&mut self, now: Now, out: &mut Vec<GetOut>) {
-        self.seen_us = now.mono_us;
         if self.heads.is_empty() {
             return self.advance_without_head(now, out);
         }
@@ -614,9 +627,6 @@ impl Get {
                 None => GetError::Expired { version: best.version },
             };
             return self.finish(Err(error), out);
-        }
-        if self.may_be_completed() && waiting > 0 && now.mono_us < self.settle_us() && !late {
-            return;
         }
         let content = match self.content(&best, late) {
             Some(Ok(content)) => content,
@@ -799,15 +809,6 @@ impl Get {
         hashes.filter_map(|(index, hash)| Some((index as u8, self.shards.get(&(index as u8, *hash))?)))
     }
 
-    /// Taking over: whether an uncertified version may still turn out to have its certificate.
-    fn may_be_completed(&self) -> bool {
-        let silent = |peer: &&PeerKey| self.said(peer) == Some(Answered::Silent);
-        let possible = |(manifest, acks): &(SignedManifest, BTreeMap<u8, Ack>)| {
-            acks.len() + manifest.holders.iter().filter(silent).count() >= usize::from(manifest.shape.quorum())
-        };
-        self.task.fence.is_some() && self.prepared.values().any(possible)
-    }
-
     /// Tells the head to `n - f` of every live holder set that may not know it; `None`: answers are under way.
     fn write_back(&mut self, best: &SignedManifest, late: bool, now: Now, out: &mut Vec<GetOut>) -> Option<Freshness> {
         if mutants::on(Mutant::NoWriteBack) {
@@ -860,7 +861,7 @@ impl Get {
         let used: Vec<u8> = self.shards_of(manifest).map(|(index, _)| index).take(manifest.shape.k().into()).collect();
         let lacks = |peer: &PeerKey, index: u8| match self.shard_state(manifest, peer) {
             Some(Asked::Empty) => true,
-            Some(_) => false,
+            Some(_) => self.said(peer) == Some(Answered::Recovering),
             None => {
                 let acked = self.prepared.get(&target).is_some_and(|(_, acks)| acks.contains_key(&index));
                 let carries = self.peers.get(peer).and_then(|entry| entry.carries);
@@ -874,7 +875,7 @@ impl Get {
             answers: self.answers(),
             shards_from: holders().filter(|(_, index)| used.contains(index)).collect(),
             missing: holders().filter(|(peer, index)| lacks(peer, *index)).collect(),
-            prepared_seen: self.prepared.keys().map(|(version, _)| *version).collect(),
+            prepared_seen: self.prepared.values().map(|(manifest, _)| manifest.clone()).collect(),
             older_sets: live_older(manifest, now).cloned().collect(),
         }
     }
@@ -888,10 +889,6 @@ impl Get {
 
     fn end_us(&self) -> u64 {
         self.started.mono_us.saturating_add(GET_MS_MAX * 1000)
-    }
-
-    fn settle_us(&self) -> u64 {
-        self.started.mono_us.saturating_add(self.task.hedge_after_us.saturating_mul(SETTLE_HEDGES)).min(self.end_us())
     }
 
     fn ask_candidates(&mut self, now: Now, out: &mut Vec<GetOut>) {
@@ -939,11 +936,13 @@ impl Get {
     }
 }
 
-fn is_expired(manifest: &SignedManifest, now: Now) -> bool {
+/// Whether its life is over for readers and writers.
+pub(crate) fn is_expired(manifest: &SignedManifest, now: Now) -> bool {
     !mutants::on(Mutant::AcceptExpired) && now.wall_ms >= manifest.expires_at_ms().saturating_add(clock_allowance_ms(manifest.class))
 }
 
-fn live_older(manifest: &SignedManifest, now: Now) -> impl Iterator<Item = &OlderSet> {
+/// Older holder sets that may still be asked.
+pub(crate) fn live_older(manifest: &SignedManifest, now: Now) -> impl Iterator<Item = &OlderSet> {
     let allowance = clock_allowance_ms(manifest.class);
     manifest.older.iter().filter(move |set| set.expires_at_ms.saturating_add(allowance) > now.wall_ms)
 }

@@ -6,11 +6,16 @@
 
 #![allow(clippy::result_large_err, reason = "the error is an early answer, and is sent as it is")]
 
+mod abort;
+mod amnesia;
+
+pub use amnesia::{RECOVERING_MS, RECOVERY_WAIT_MS, lost_store_mark};
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use bincode::{Decode, Encode};
 use persona_fragments::{
-    Ack, CertifiedHead, Class, DeviceId, Digest, OwnerKey, PeerKey, SectionKey, SignedManifest, Signer, Verifier, Version,
+    Ack, CertifiedHead, Class, DeviceId, Digest, Equivocation, OwnerKey, PeerKey, SectionKey, SignedManifest, Signer, Verifier, Version,
     ack::ACK_BATCH_MAX,
     certificate::HeadWire,
     coding::{content_hash, shard_matches},
@@ -20,8 +25,9 @@ use persona_fragments::{
     wire::{self, DecodeError},
 };
 
+use self::amnesia::Amnesia;
 use crate::{
-    message::{HeadAnswer, PreparedWire, Refusal, Request, Response, ShardWire},
+    message::{HeadAnswer, PreparedWire, RecallAnswer, Refusal, Request, Response, ShardWire},
     storage::{PersistId, ReadId, Table, Write},
     time::Now,
 };
@@ -34,7 +40,7 @@ const CALLS_OPEN_MAX: usize = 4_096;
 const HOSTS_PREPARED_MAX: usize = 4;
 
 /// The name of the section whose certified version is a fence.
-const CARD_NAME: &[u8] = b"card";
+pub(crate) const CARD_NAME: &[u8] = b"card";
 
 /// How much a holder takes on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,6 +118,18 @@ pub enum HolderOut {
         /// [`CertifiedHead::to_bytes`].
         record: Option<Vec<u8>>,
     },
+    /// An owner's key signed two manifests of one version: here is the proof. Told whenever it is come upon.
+    Equivocation(Box<Equivocation>),
+    /// This node lost its store and is asked about a section: run a [`Recover`](crate::Recover) and hand its result to
+    /// [`Holder::recovered`], also where it cannot be run. At most 32 at once.
+    Recover {
+        /// The section.
+        key: SectionKey,
+        /// The highest certified head that is here, or was just shown.
+        known: Option<Box<CertifiedHead>>,
+        /// The manifest that was to be prepared.
+        asked: Option<Box<SignedManifest>>,
+    },
 }
 
 /// Counts for `status` and metrics.
@@ -127,6 +145,8 @@ pub struct HolderStats {
     pub prepared: usize,
     /// Fences.
     pub fences: usize,
+    /// Since when, in milliseconds since the Unix epoch, this node is recovering from the loss of its store.
+    pub lost_store_ms: Option<u64>,
 }
 
 /// Why a stored record cannot be loaded. The store is damaged: the caller stops rather than forget a promise.
@@ -165,6 +185,7 @@ pub struct Holder {
     persists: BTreeMap<PersistId, Vec<Then>>,
     reads: BTreeMap<ReadId, PendingRead>,
     calls_open: usize,
+    amnesia: Amnesia,
 }
 
 /// What this node knows of one section.
@@ -172,7 +193,7 @@ pub struct Holder {
 struct Section {
     /// Manifests that were acked here, or will be once they are durable.
     versions: BTreeMap<Version, Stored>,
-    /// Which manifest it was, of versions that were dropped before they expired: no other one is acked.
+    /// Versions that are not stored here, and of which nothing else may be acked, or nothing at all.
     floors: BTreeMap<Version, Floor>,
     /// Shard bytes here, by hash, shared by the versions that renew them.
     shards: BTreeMap<Digest, ShardUse>,
@@ -199,6 +220,38 @@ struct Stored {
 struct Floor {
     manifest_hash: Digest,
     until_ms: u64,
+    why: Why,
+    /// The batch it waits for; `None`: durable.
+    coming: Option<PersistId>,
+}
+
+/// Why a version has a floor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Why {
+    /// It was stored here, and dropped.
+    Dropped,
+    /// This node lost its store, and others have it prepared: it may have been acked here.
+    Learnt,
+    /// This node promised, as the holder with this index, never to ack any manifest of it.
+    Never(u8),
+    /// It was given up: an abort certificate was shown.
+    Aborted,
+}
+
+impl Floor {
+    fn new(manifest_hash: Digest, until_ms: u64, why: Why) -> Self {
+        Self { manifest_hash, until_ms, why, coming: None }
+    }
+
+    fn record(&self) -> PreparedRecord {
+        let Self { manifest_hash, until_ms, .. } = *self;
+        match self.why {
+            Why::Dropped => PreparedRecord::Floor { manifest_hash, until_ms },
+            Why::Learnt => PreparedRecord::Learnt { manifest_hash, until_ms },
+            Why::Never(index) => PreparedRecord::Never { manifest_hash, index, until_ms },
+            Why::Aborted => PreparedRecord::Aborted { manifest_hash, until_ms },
+        }
+    }
 }
 
 struct ShardUse {
@@ -211,6 +264,7 @@ struct ShardUse {
 struct Head {
     head: CertifiedHead,
     life: Life,
+    received_ms: u64,
     /// Kept until then, on the wall clock, so that nothing that it supersedes comes back.
     keep_until_ms: u64,
     /// Whether Kademlia serves it.
@@ -245,17 +299,19 @@ impl Life {
 }
 
 /// When nobody counts it any more, whatever his clock within the allowance.
-fn expiry_ms(manifest: &Manifest) -> u64 {
+pub(crate) fn expiry_ms(manifest: &Manifest) -> u64 {
     manifest.expires_at_ms().saturating_add(clock_allowance_ms(manifest.class))
 }
 
 /// A host of an agent: a later term beats a device.
-fn host(version: &Version) -> (u64, DeviceId) {
+pub(crate) fn host(version: &Version) -> (u64, DeviceId) {
     (version.term, version.device)
 }
 
 /// The order of certified heads. One version has two certified manifests only if its owner equivocated: then all prefer the same one.
-fn rank(manifest: &SignedManifest) -> (Version, Digest) {
+pub(crate) type Rank = (Version, Digest);
+
+pub(crate) fn rank(manifest: &SignedManifest) -> Rank {
     (manifest.version, manifest.hash())
 }
 
@@ -264,9 +320,14 @@ enum Then {
     Stored { key: SectionKey, version: Version, id: PersistId },
     Certified { key: SectionKey, id: PersistId },
     Fenced { owner: OwnerKey, id: PersistId },
+    Recovered { key: SectionKey, since_ms: u64 },
+    Floored { key: SectionKey, version: Version, id: PersistId },
     Ack { call: CallId, key: SectionKey, version: Version },
-    Commit { call: CallId, key: SectionKey, owner: OwnerKey, rank: (Version, Digest) },
+    Commit { call: CallId, key: SectionKey, owner: OwnerKey, rank: Rank },
     Head { call: CallId, key: SectionKey, with_shard: bool },
+    Promise { call: CallId, key: SectionKey, version: Version },
+    Prepared { call: CallId, key: SectionKey, version: Version },
+    Aborted { call: CallId },
 }
 
 struct PendingRead {
@@ -283,6 +344,9 @@ struct PendingRead {
 enum PreparedRecord {
     Held { manifest: ManifestWire, index: u8, received_ms: u64 },
     Floor { manifest_hash: Digest, until_ms: u64 },
+    Learnt { manifest_hash: Digest, until_ms: u64 },
+    Never { manifest_hash: Digest, index: u8, until_ms: u64 },
+    Aborted { manifest_hash: Digest, until_ms: u64 },
 }
 
 /// Value of [`Table::Head`], under the section key. A fence is a plain [`HeadWire`], under the owner key.
@@ -318,11 +382,12 @@ impl Holder {
             persists: BTreeMap::new(),
             reads: BTreeMap::new(),
             calls_open: 0,
+            amnesia: Amnesia::default(),
         }
     }
 
-    /// Takes in one stored record: every one of [`Table::Prepared`], [`Table::Head`] and [`Table::Fence`], in any order, before anything
-    /// is handled. Shards are read when they are asked for.
+    /// Takes in one stored record: every one of [`Table::Prepared`], [`Table::Head`] and [`Table::Fence`], and of [`Table::Meta`] those of
+    /// which [`Holder::is_meta`] says so, in any order, before anything is handled. Shards are read when they are asked for.
     pub fn load(&mut self, table: Table, key: &[u8], value: &[u8], now: Now) -> Result<(), LoadError> {
         let decode = |error| LoadError::Decode { table, error };
         let fits = |fits: bool| fits.then_some(()).ok_or(LoadError::Mismatch(table));
@@ -339,10 +404,16 @@ impl Holder {
                     self.reschedule(&section);
                 }
                 PreparedRecord::Floor { manifest_hash, until_ms } => {
-                    let (section, version) = read_prepared_key(key).ok_or(LoadError::Mismatch(table))?;
-                    let entry = self.sections.entry(section).or_default();
-                    entry.floors.insert(version, Floor { manifest_hash, until_ms });
-                    self.reschedule(&section);
+                    self.load_floor(key, Floor::new(manifest_hash, until_ms, Why::Dropped))?;
+                }
+                PreparedRecord::Learnt { manifest_hash, until_ms } => {
+                    self.load_floor(key, Floor::new(manifest_hash, until_ms, Why::Learnt))?;
+                }
+                PreparedRecord::Never { manifest_hash, index, until_ms } => {
+                    self.load_floor(key, Floor::new(manifest_hash, until_ms, Why::Never(index)))?;
+                }
+                PreparedRecord::Aborted { manifest_hash, until_ms } => {
+                    self.load_floor(key, Floor::new(manifest_hash, until_ms, Why::Aborted))?;
                 }
             },
             Table::Head => {
@@ -352,7 +423,8 @@ impl Holder {
                 fits(key == section.0)?;
                 let life = Life::of(&head.manifest, record.received_ms, now);
                 let entry = self.sections.entry(section).or_default();
-                entry.head = Some(Head { served: !life.over(now), head, life, keep_until_ms: record.keep_until_ms });
+                let HeadRecord { received_ms, keep_until_ms, .. } = record;
+                entry.head = Some(Head { served: !life.over(now), head, life, received_ms, keep_until_ms });
                 self.supersede(&section, now);
                 self.reschedule(&section);
             }
@@ -361,8 +433,16 @@ impl Holder {
                 fits(key == head.manifest.owner.0)?;
                 self.fences.insert(head.manifest.owner, Fence { head, coming: None });
             }
+            Table::Meta => self.amnesia.load(key, wire::decode(value).map_err(decode)?, now).ok_or(LoadError::Mismatch(table))?,
             _ => return Err(LoadError::Table(table)),
         }
+        Ok(())
+    }
+
+    fn load_floor(&mut self, key: &[u8], floor: Floor) -> Result<(), LoadError> {
+        let (section, version) = read_prepared_key(key).ok_or(LoadError::Mismatch(Table::Prepared))?;
+        self.sections.entry(section).or_default().floors.insert(version, floor);
+        self.reschedule(&section);
         Ok(())
     }
 
@@ -396,6 +476,11 @@ impl Holder {
                     Some(fence) => self.fence(call, key, fence, with_shard, now, signer, verifier, &mut out).unwrap_or_else(Some),
                 },
                 Request::Shard { key, version } => self.shard(call, key, version, now, &mut out),
+                Request::Recall { key, owner } => Some(self.recall(key, &owner, now, signer, &mut out)),
+                Request::Never { manifest, index, order } => {
+                    self.never(call, manifest, index, &order, now, signer, verifier, &mut out).unwrap_or_else(Some)
+                }
+                Request::Abort { aborted } => self.abort(call, aborted, now, verifier, &mut out).unwrap_or_else(Some),
             }
         };
         match response {
@@ -426,16 +511,33 @@ impl Holder {
                         fence.coming = None;
                     }
                 }
-                Then::Ack { .. } | Then::Commit { .. } | Then::Head { .. } => {}
+                Then::Recovered { key, since_ms } => self.amnesia.is_recovered(*key, *since_ms),
+                Then::Floored { key, version, id } => {
+                    let floor = self.sections.get_mut(key).and_then(|section| section.floors.get_mut(version));
+                    if let Some(floor) = floor.filter(|floor| floor.coming == Some(*id)) {
+                        floor.coming = None;
+                    }
+                }
+                Then::Ack { .. }
+                | Then::Commit { .. }
+                | Then::Head { .. }
+                | Then::Promise { .. }
+                | Then::Prepared { .. }
+                | Then::Aborted { .. } => {}
             }
         }
         self.sign(&durable, signer);
         for then in thens {
             let (call, response) = match then {
                 Then::Ack { call, key, version } => (call, Some(self.ack(&key, &version, signer))),
-                Then::Commit { call, key, owner, rank } => (call, Some(self.commit_answer(&key, &owner, &rank))),
+                Then::Commit { call, key, owner, rank } => (call, Some(self.commit_answer(&key, &owner, &rank, now, &mut out))),
                 Then::Head { call, key, with_shard } => (call, self.answer_head(call, key, with_shard, now, signer, &mut out)),
-                Then::Stored { .. } | Then::Certified { .. } | Then::Fenced { .. } => continue,
+                Then::Promise { call, key, version } => (call, Some(self.promise(&key, &version, signer))),
+                Then::Prepared { call, key, version } => (call, Some(self.prepared(&key, &version, signer))),
+                Then::Aborted { call } => (call, Some(Response::Aborted)),
+                Then::Stored { .. } | Then::Certified { .. } | Then::Fenced { .. } | Then::Recovered { .. } | Then::Floored { .. } => {
+                    continue;
+                }
             };
             if let Some(response) = response {
                 self.close(call, response, &mut out);
@@ -472,6 +574,7 @@ impl Holder {
         for key in due {
             self.sweep(&key, now, &mut writes, &mut out);
         }
+        self.amnesia.tick(now, &mut writes);
         if !writes.is_empty() {
             let id = self.persist(writes, &mut out);
             self.persists.remove(&id); // nothing waits for it
@@ -487,6 +590,7 @@ impl Holder {
             shard_bytes: self.shard_bytes,
             prepared: self.sections.values().map(|section| section.uncommitted().count()).sum(),
             fences: self.fences.len(),
+            lost_store_ms: self.amnesia.since_ms(),
         }
     }
 
@@ -501,7 +605,7 @@ impl Holder {
     }
 }
 
-// The four requests. `Err` answers at once, as `?` does; `Ok(None)` waits for the disk.
+// The requests. `Err` answers at once, as `?` does; `Ok(None)` waits for the disk.
 impl Holder {
     #[allow(clippy::too_many_arguments, reason = "a request and what it takes to judge it")]
     fn prepare(
@@ -519,6 +623,7 @@ impl Holder {
         if manifest.holders.get(usize::from(index)) != Some(&self.me) {
             return Err(refused(Refusal::NotAHolder));
         }
+        self.compare(&manifest, out);
         let life = self.in_time(&manifest, now)?;
         let (key, version) = (manifest.key, manifest.version);
         let hash = manifest.shard_hashes[usize::from(index)];
@@ -554,6 +659,7 @@ impl Holder {
         if let Some(section) = section {
             section.admits(&manifest, &self.limits)?;
         }
+        self.remembers_enough(&manifest, now, out)?;
         let new_bytes = match shard {
             _ if have_bytes => None,
             Some(bytes) => Some(bytes),
@@ -606,9 +712,10 @@ impl Holder {
         if mutants::on(Mutant::NoForwardPointer) && manifest.index_of(&self.me).is_none() {
             return Err(Response::Committed);
         }
+        self.compare(&manifest, out);
         let known = self.sections.get(&key).and_then(|section| section.at_least(&rank));
         match known {
-            Some(None) => return Err(self.commit_answer(&key, &owner, &rank)),
+            Some(None) => return Err(self.commit_answer(&key, &owner, &rank, now, out)),
             Some(Some(id)) => {
                 self.then(id, Then::Commit { call, key, owner, rank });
                 return Ok(None);
@@ -618,14 +725,9 @@ impl Holder {
         if !self.sections.contains_key(&key) && self.sections.len() >= self.limits.sections_max {
             return Err(refused(Refusal::Full));
         }
-        let section = self.sections.entry(key).or_default();
-        let keep_until_ms = section.keep_until_ms(&manifest, now);
-        let head = CertifiedHead { manifest, certificate: head.certificate };
-        let record = HeadRecord { head: head.to_wire(), received_ms: now.wall_ms, keep_until_ms };
-        let id = self.persist(vec![Write::set(Table::Head, key.0, wire::encode(&record))], out);
-        let section = self.sections.get_mut(&key).expect("just there");
-        section.coming.push((id, Head { head, life, keep_until_ms, served: false }));
-        self.then(id, Then::Certified { key, id });
+        let (head, write) = self.new_head(CertifiedHead { manifest, certificate: head.certificate }, life, now);
+        let id = self.persist(vec![write], out);
+        self.store_head(head, id);
         if mutants::on(Mutant::KeepOneVersion) {
             self.drop_others(&key, |other| other != rank.0, now, out);
         }
@@ -677,6 +779,23 @@ impl Holder {
         }
     }
 
+    /// A higher certified head, to be stored with the batch that has this write.
+    fn new_head(&mut self, head: CertifiedHead, life: Life, now: Now) -> (Head, Write) {
+        let key = head.manifest.key;
+        let keep_until_ms = self.sections.entry(key).or_default().keep_until_ms(&head.manifest, now);
+        // What it supersedes may have been forgotten here: then nobody can say how long that lives.
+        let keep_until_ms = keep_until_ms.max(self.amnesia.until_ms());
+        let head = Head { head, life, received_ms: now.wall_ms, keep_until_ms, served: false };
+        let write = head.write();
+        (head, write)
+    }
+
+    fn store_head(&mut self, head: Head, id: PersistId) {
+        let key = head.head.manifest.key;
+        self.sections.entry(key).or_default().coming.push((id, head));
+        self.then(id, Then::Certified { key, id });
+    }
+
     /// All that is durable here about the section; `None`: the answer waits for the shard.
     fn answer_head(
         &mut self,
@@ -687,7 +806,24 @@ impl Holder {
         signer: &dyn Signer,
         out: &mut Vec<HolderOut>,
     ) -> Option<Response> {
-        let Some(section) = self.sections.get(&key) else { return Some(Response::Head(HeadAnswer::default())) };
+        if self.forgot(&key) {
+            self.ask_recovery(&key, None, None, now, out);
+            return Some(Response::Recovering);
+        }
+        let answer = self.known(key, now, signer);
+        let served = self.live_head(&key, now).filter(|_| with_shard).map(|head| &head.head.manifest);
+        let shard = served.and_then(|manifest| {
+            let (stored, hash) = self.sections[&key].shard_of(&manifest.version)?;
+            (stored.manifest.hash() == manifest.hash()).then_some((stored.index, hash))
+        });
+        let Some((index, hash)) = shard else { return Some(Response::Head(answer)) };
+        self.read(PendingRead { call, key, index, hash, answer: Some(answer) }, out);
+        None
+    }
+
+    /// All that is durable here about the section, but for the shard.
+    fn known(&mut self, key: SectionKey, now: Now, signer: &dyn Signer) -> HeadAnswer {
+        let Some(section) = self.sections.get(&key) else { return HeadAnswer::default() };
         let above: Vec<(SectionKey, Version)> = section
             .uncommitted()
             .filter(|stored| stored.coming.is_none() && !stored.life.over(now))
@@ -701,28 +837,37 @@ impl Holder {
             let ack = stored.ack.clone().expect("just signed");
             answer.prepared.push(PreparedWire { manifest: stored.manifest.wire().clone(), ack });
         }
-        let mut shard = None;
         match &section.head {
             Some(head) if head.life.over(now) => answer.expired = Some(head.head.to_wire()),
-            Some(head) => {
-                answer.committed = Some(head.head.to_wire());
-                shard = section.shard_of(&head.head.manifest.version).filter(|_| with_shard);
-                shard = shard.filter(|(stored, _)| stored.manifest.hash() == head.head.manifest.hash());
-            }
+            Some(head) => answer.committed = Some(head.head.to_wire()),
             None => {}
         }
-        let Some((index, hash)) = shard.map(|(stored, hash)| (stored.index, hash)) else { return Some(Response::Head(answer)) };
-        self.read(PendingRead { call, key, index, hash, answer: Some(answer) }, out);
-        None
+        answer
+    }
+
+    /// All that a holder which lost its store must know of this one.
+    fn recall(&mut self, key: SectionKey, owner: &OwnerKey, now: Now, signer: &dyn Signer, out: &mut Vec<HolderOut>) -> Response {
+        if self.forgot(&key) {
+            self.ask_recovery(&key, None, None, now, out);
+            return Response::Recovering;
+        }
+        let head = self.known(key, now, signer);
+        let fence = self.fences.get(owner).filter(|fence| fence.coming.is_none()).map(|fence| fence.head.to_wire());
+        Response::Recalled(RecallAnswer { head, fence })
     }
 
     fn shard(&mut self, call: CallId, key: SectionKey, version: Version, now: Now, out: &mut Vec<HolderOut>) -> Option<Response> {
-        let Some(section) = self.sections.get(&key) else { return Some(Response::Absent) };
-        let here = section.shard_of(&version).filter(|(stored, _)| !stored.life.over(now));
+        let section = self.sections.get(&key);
+        let here = section.and_then(|section| section.shard_of(&version)).filter(|(stored, _)| !stored.life.over(now));
         if let Some((index, hash)) = here.map(|(stored, hash)| (stored.index, hash)) {
             self.read(PendingRead { call, key, index, hash, answer: None }, out);
             return None;
         }
+        if self.forgot(&key) {
+            self.ask_recovery(&key, None, None, now, out);
+            return Some(Response::Recovering);
+        }
+        let Some(section) = self.sections.get(&key) else { return Some(Response::Absent) };
         let newer = self.live_head(&key, now).filter(|head| head.head.manifest.version > version);
         let gone = !section.versions.contains_key(&version);
         Some(newer.filter(|_| gone).map_or(Response::Absent, |head| Response::Superseded { head: head.head.to_wire() }))
@@ -731,6 +876,15 @@ impl Holder {
 
 // The rules.
 impl Holder {
+    /// Tells of another manifest of the same version that is here. Both were verified.
+    fn compare(&self, manifest: &SignedManifest, out: &mut Vec<HolderOut>) {
+        let Some(section) = self.sections.get(&manifest.key) else { return };
+        let stored = section.versions.get(&manifest.version).map(|stored| &stored.manifest);
+        let certified = section.heads().map(|head| &head.head.manifest);
+        let evidence = stored.into_iter().chain(certified).find_map(|known| Equivocation::of(known, manifest));
+        out.extend(evidence.map(|evidence| HolderOut::Equivocation(Box::new(evidence))));
+    }
+
     /// Neither issued in the future nor expired, within the allowance.
     fn in_time(&self, manifest: &SignedManifest, now: Now) -> Result<Life, Response> {
         if manifest.issued_at_ms > now.wall_ms.saturating_add(clock_allowance_ms(manifest.class)) {
@@ -754,13 +908,17 @@ impl Holder {
     }
 
     /// The answer to a commit once this head or a higher one is durable.
-    fn commit_answer(&self, key: &SectionKey, owner: &OwnerKey, committed: &(Version, Digest)) -> Response {
+    fn commit_answer(&mut self, key: &SectionKey, owner: &OwnerKey, committed: &Rank, now: Now, out: &mut Vec<HolderOut>) -> Response {
         if let Err(fenced) = self.not_fenced(key, owner, &committed.0) {
             return fenced;
         }
         let head = self.sections.get(key).and_then(|section| section.head.as_ref()).map(|head| &head.head.manifest);
         match head.filter(|head| head.version == committed.0 && head.hash() != committed.1) {
             Some(other) => Response::Conflict { manifest: other.wire().clone() },
+            None if self.forgot(key) => {
+                self.ask_recovery(key, Some(committed), None, now, out);
+                Response::Recovering
+            }
             None => Response::Committed,
         }
     }
@@ -772,7 +930,7 @@ impl Holder {
             section.versions.iter().filter(|(version, stored)| which(**version) && stored.coming.is_none()).map(|(version, _)| *version).collect();
         let mut writes = Vec::new();
         for version in dropped {
-            self.drop_version(key, &version, now, &mut writes);
+            self.drop_version(key, &version, Why::Dropped, now, &mut writes);
         }
         self.persist(writes, out);
     }
@@ -831,8 +989,12 @@ impl Holder {
             stored.coming.is_none() && (stored.life.over(now) || superseded)
         };
         let dropped: Vec<Version> = section.versions.iter().filter(|(_, stored)| droppable(stored)).map(|(version, _)| *version).collect();
-        let forgotten: Vec<Version> =
-            section.floors.iter().filter(|(_, floor)| now.wall_ms >= floor.until_ms).map(|(version, _)| *version).collect();
+        let forgotten: Vec<Version> = section
+            .floors
+            .iter()
+            .filter(|(_, floor)| now.wall_ms >= floor.until_ms && floor.coming.is_none())
+            .map(|(version, _)| *version)
+            .collect();
         for version in forgotten {
             section.floors.remove(&version);
             writes.push(Write::remove(Table::Prepared, prepared_key(key, &version)));
@@ -848,7 +1010,7 @@ impl Holder {
             }
         }
         for version in dropped {
-            self.drop_version(key, &version, now, writes);
+            self.drop_version(key, &version, Why::Dropped, now, writes);
         }
         if self.sections.get(key).is_some_and(Section::is_empty) {
             self.unschedule(key);
@@ -859,7 +1021,7 @@ impl Holder {
     }
 
     /// Its bytes go, unless another version shares them; which manifest it was is remembered until it has expired for everyone.
-    fn drop_version(&mut self, key: &SectionKey, version: &Version, now: Now, writes: &mut Vec<Write>) {
+    fn drop_version(&mut self, key: &SectionKey, version: &Version, why: Why, now: Now, writes: &mut Vec<Write>) {
         let Some(section) = self.sections.get_mut(key) else { return };
         let Some(stored) = section.versions.remove(version) else { return };
         let mut freed = stored.manifest.wire().body.len() as u64;
@@ -884,10 +1046,9 @@ impl Holder {
         if now.wall_ms >= until_ms {
             writes.push(Write::remove(Table::Prepared, record_key));
         } else {
-            let manifest_hash = stored.manifest.hash();
-            let record = PreparedRecord::Floor { manifest_hash, until_ms };
-            section.floors.insert(*version, Floor { manifest_hash, until_ms });
-            writes.push(Write::set(Table::Prepared, record_key, wire::encode(&record)));
+            let floor = Floor::new(stored.manifest.hash(), until_ms, why);
+            writes.push(Write::set(Table::Prepared, record_key, wire::encode(&floor.record())));
+            section.floors.insert(*version, floor);
         }
     }
 }
@@ -935,6 +1096,7 @@ impl Holder {
         if stored.coming.is_some() {
             shard.lost = false; // written anew
         }
+        section.floors.remove(&version); // its record has this version's place
         section.versions.insert(version, stored);
     }
 
@@ -989,6 +1151,13 @@ impl Holder {
     }
 }
 
+impl Head {
+    fn write(&self) -> Write {
+        let record = HeadRecord { head: self.head.to_wire(), received_ms: self.received_ms, keep_until_ms: self.keep_until_ms };
+        Write::set(Table::Head, self.head.manifest.key.0, wire::encode(&record))
+    }
+}
+
 impl Stored {
     fn shard_hash(&self) -> Digest {
         self.manifest.shard_hashes[usize::from(self.index)]
@@ -1012,7 +1181,7 @@ impl Section {
     }
 
     /// Whether a head of this rank or a higher one is durable (`Some(None)`) or will be with a batch (`Some(Some(id))`).
-    fn at_least(&self, wanted: &(Version, Digest)) -> Option<Option<PersistId>> {
+    fn at_least(&self, wanted: &Rank) -> Option<Option<PersistId>> {
         if self.head.as_ref().is_some_and(|head| rank(&head.head.manifest) >= *wanted) {
             return Some(None);
         }
@@ -1029,6 +1198,7 @@ impl Section {
     /// Whether a manifest of a version that is not stored here may be acked.
     fn admits(&self, manifest: &SignedManifest, limits: &HolderLimits) -> Result<(), Response> {
         let version = &manifest.version;
+        let certified = self.heads().any(|head| head.head.manifest.version >= *version);
         if let Some(head) = self.heads().find(|head| head.head.manifest.version >= *version) {
             let certified = &head.head.manifest;
             match certified.version == *version {
@@ -1038,14 +1208,19 @@ impl Section {
             }
         }
         if let Some(floor) = self.floors.get(version) {
-            let same = floor.manifest_hash == manifest.hash();
-            return Err(refused(if same { Refusal::Expired } else { Refusal::Stale }));
+            match (floor.manifest_hash == manifest.hash(), floor.why) {
+                (_, Why::Never(_) | Why::Aborted) => return Err(refused(Refusal::Aborted)),
+                (true, Why::Learnt) => {}
+                (true, Why::Dropped) => return Err(refused(Refusal::Expired)),
+                (false, Why::Learnt | Why::Dropped) => return Err(refused(Refusal::Stale)),
+            }
+        } else if !certified && self.floors.range(version..).any(|(_, floor)| floor.why == Why::Learnt) {
+            return Err(refused(Refusal::Stale)); // it may have been acked here, and whoever else has it did not say so
         }
         if self.uncommitted().any(|stored| host(&stored.manifest.version) > host(version)) && !mutants::on(Mutant::NoFence) {
             return Err(refused(Refusal::Stale));
         }
         let of_this_host = self.uncommitted().filter(|stored| host(&stored.manifest.version) == host(version)).count();
-        let certified = self.heads().any(|head| head.head.manifest.version >= *version);
         let crowded =
             of_this_host >= limits.prepared_per_section || self.uncommitted().count() >= limits.prepared_per_section * HOSTS_PREPARED_MAX;
         if crowded && !certified { Err(Response::Busy) } else { Ok(()) }

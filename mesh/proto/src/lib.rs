@@ -4,8 +4,10 @@
 //! Nothing here waits, sleeps, reads a clock or touches a disk, so a thousand nodes under a storm of faults are one repeatable test.
 //!
 //! ```text
-//! owner:   choose_holders -> Put   --PREPARE, COMMIT-->  Holder
-//! reader:                    Get   --HEAD, SHARD------>  Holder
+//! owner:   choose_holders -> Put     --PREPARE, COMMIT-->  Holder
+//!                            Settle  --NEVER, ABORT----->  Holder
+//! reader:                    Get     --HEAD, SHARD------>  Holder
+//! holder without its store:  Recover --HEAD, RECALL----->  Holder
 //! ```
 //!
 //! A request that a machine sends to the node it runs on goes to that node's own [`Holder`], like any other.
@@ -16,6 +18,8 @@ pub mod holder;
 pub mod message;
 pub mod placement;
 pub mod put;
+pub mod recover;
+pub mod settle;
 pub mod storage;
 pub mod time;
 
@@ -25,5 +29,7 @@ pub use holder::{CallId, Holder, HolderLimits, HolderOut, HolderStats, LoadError
 pub use message::{Refusal, Request, RequestFrame, Response, ResponseFrame};
 pub use placement::{Candidate, choose_holders};
 pub use put::{Put, PutError, PutOut, PutReceipt, PutTask, Timing};
+pub use recover::{Recollection, Recover, RecoverOut, RecoverTask, Recovered};
+pub use settle::{Settle, SettleOut, SettleTask, Settled};
 pub use storage::{PersistId, ReadId, Table, Write};
 pub use time::Now;

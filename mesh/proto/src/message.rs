@@ -4,8 +4,8 @@
 
 use bincode::{Decode, Encode};
 use persona_fragments::{
-    Ack, SectionKey, Version,
-    certificate::HeadWire,
+    Ack, OwnerKey, SectionKey, Signature, Version,
+    certificate::{AbortWire, HeadWire},
     manifest::ManifestWire,
     wire::{self, DecodeError},
 };
@@ -60,6 +60,27 @@ pub enum Request {
         /// The version.
         version: Version,
     },
+    /// From a holder that lost its store, to the others: all that I must know before I may answer for this section again.
+    Recall {
+        /// The section.
+        key: SectionKey,
+        /// Whose it is: its fence is part of the answer.
+        owner: OwnerKey,
+    },
+    /// From the owner's host: promise never to ack any manifest of this version.
+    Never {
+        /// The manifest whose version is given up.
+        manifest: ManifestWire,
+        /// The receiver's place in `manifest.holders`.
+        index: u8,
+        /// The owner's word that it is to be given up.
+        order: Signature,
+    },
+    /// This version never committed and never will: drop it.
+    Abort {
+        /// Manifest and abort certificate.
+        aborted: AbortWire,
+    },
 }
 
 /// One answer.
@@ -109,6 +130,26 @@ pub enum Response {
         /// Why.
         reason: Refusal,
     },
+    /// To `Recall`.
+    Recalled(RecallAnswer),
+    /// To `Never`: promised, durably.
+    Promised {
+        /// The signature, of the kind [`Never`](persona_fragments::AckKind::Never).
+        never: Ack,
+    },
+    /// To `Never`: a manifest of this version was acked here before.
+    Prepared(PreparedWire),
+    /// To `Abort`: it is not stored here.
+    Aborted,
+}
+
+/// What one holder tells another one that lost its store.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct RecallAnswer {
+    /// All that is known here of the section, without the shard.
+    pub head: HeadAnswer,
+    /// The certified card that fences lower hosts of this owner here.
+    pub fence: Option<HeadWire>,
 }
 
 /// All that a node knows of a section.
@@ -175,6 +216,9 @@ pub enum Refusal {
     /// The version was given up: this node promised never to ack it.
     #[error("this version was aborted")]
     Aborted,
+    /// The order to give a version up is not its owner's.
+    #[error("the owner did not order that this version be given up")]
+    BadOrder,
 }
 
 impl RequestFrame {

@@ -23,6 +23,10 @@ use crate::{
 /// The longest pause between two tries of one request.
 const RESEND_MS_MAX: u64 = 8_000;
 
+/// The longest that one put collects acknowledgements and confirmations: what a holder says counts for no longer
+/// (docs/spec/quorum.md#a-holder-that-lost-its-store).
+pub const PUT_MS_MAX: u64 = 7_000;
+
 /// What to put, and where.
 #[derive(Clone, Debug)]
 pub struct PutTask {
@@ -38,7 +42,7 @@ pub struct PutTask {
     pub bystanders: Vec<PeerKey>,
 }
 
-/// How patient a put is.
+/// How patient a put is. From its start to its end, older holder sets included, it is at most [`PUT_MS_MAX`]: what is beyond is cut off.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Timing {
     /// A request without a reply is sent again after this time; later ones after twice the time before, up to 8 s. Default: 700 ms.
@@ -121,6 +125,16 @@ pub enum PutError {
         acks: u8,
         /// `n - f`.
         need: u8,
+    },
+    /// It lacks those that lost their stores. They do not sign for what was issued before, so the same bytes will not do.
+    #[error("{recovering} holders lost their stores: {have} of {need} acked; put a new version")]
+    Recovering {
+        /// Acks by then.
+        have: u8,
+        /// `n - f`.
+        need: u8,
+        /// Holders that cannot sign.
+        recovering: u8,
     },
     /// Certified, but too few holders confirmed that they know.
     #[error("certified, but only {have} of {need} holders confirmed it: the outcome is unknown, put the same bytes again")]
@@ -206,6 +220,8 @@ struct Leg {
     /// Failures and silences in a row.
     failures: u8,
     with_shard: bool,
+    /// Its last word was that it lost its store.
+    recovering: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -218,7 +234,7 @@ enum LegState {
 
 impl Leg {
     fn new(peer: PeerKey, with_shard: bool, now: Now) -> Self {
-        Self { peer, state: LegState::Waiting, due_us: now.mono_us, sends: 0, failures: 0, with_shard }
+        Self { peer, state: LegState::Waiting, due_us: now.mono_us, sends: 0, failures: 0, with_shard, recovering: false }
     }
 
     fn waits(&self) -> bool {
@@ -241,7 +257,9 @@ impl Put {
     /// # Panics
     ///
     /// If there is not one shard for each hash in the manifest.
-    pub fn start(task: PutTask, timing: Timing, now: Now) -> (Self, Vec<PutOut>) {
+    pub fn start(task: PutTask, mut timing: Timing, now: Now) -> (Self, Vec<PutOut>) {
+        timing.older_ms = timing.older_ms.min(PUT_MS_MAX);
+        timing.give_up_ms = timing.give_up_ms.min(PUT_MS_MAX - timing.older_ms);
         assert_eq!(task.shards.len(), task.manifest.shard_hashes.len(), "one shard for each holder");
         let leg = |(index, peer): (usize, &PeerKey)| {
             let keeps = task.renewal && task.keeps.contains(&(index as u8));
@@ -270,9 +288,15 @@ impl Put {
     pub fn reply(&mut self, tag: Tag, reply: Reply, now: Now, verifier: &dyn Verifier) -> Vec<PutOut> {
         let mut out = Vec::new();
         let Some((round, peer)) = self.tags.remove(&tag) else { return out };
+        if !matches!(self.phase, Phase::Placing { .. } | Phase::Over) && self.limit_us().is_some_and(|limit| now.mono_us >= limit) {
+            // An acknowledgement counts for as long as a put lasts, however late this node gets to it: who gave an early one may have lost
+            // its store meanwhile (docs/spec/quorum.md#a-holder-that-lost-its-store).
+            self.advance(now, &mut out);
+        }
         if self.phase == Phase::Over {
             return out;
         }
+        let recovering = matches!(reply, Reply::Answer(Response::Recovering));
         let verdict = match reply {
             Reply::Unreachable => Verdict::Failure,
             Reply::Answer(response) => self.judge(round, &peer, response, verifier),
@@ -280,6 +304,7 @@ impl Put {
         let timing = self.timing.clone();
         let placing = matches!(self.phase, Phase::Placing { .. });
         let Some(leg) = self.leg(round, &peer).filter(|leg| leg.waits()) else { return out };
+        leg.recovering = recovering;
         match verdict {
             Verdict::Done => leg.state = LegState::Done,
             Verdict::Out => leg.state = LegState::Out,
@@ -326,14 +351,19 @@ impl Put {
 
     /// When to call [`Self::tick`] next, in microseconds of [`Now::mono_us`]; `None` once finished.
     pub fn deadline(&self) -> Option<u64> {
+        let limit = self.limit_us()?;
         let next_send = self.prepares.iter().chain(self.commits.values()).filter(|leg| leg.waits()).map(|leg| leg.due_us).min();
-        let limit = match self.phase {
-            Phase::Over => return None,
-            Phase::Preparing | Phase::Committing { confirmed_us: None } => self.give_up_us(),
-            Phase::Committing { confirmed_us: Some(since) } => since + self.timing.older_ms * 1000,
-            Phase::Placing { until_us } => until_us,
-        };
         Some(next_send.map_or(limit, |next| next.min(limit)))
+    }
+
+    /// When the present phase is over, whatever else happens.
+    fn limit_us(&self) -> Option<u64> {
+        match self.phase {
+            Phase::Over => None,
+            Phase::Preparing | Phase::Committing { confirmed_us: None } => Some(self.give_up_us()),
+            Phase::Committing { confirmed_us: Some(since) } => Some(since + self.timing.older_ms * 1000),
+            Phase::Placing { until_us } => Some(until_us),
+        }
     }
 
     /// Whether everything is over, background placement too.
@@ -462,9 +492,11 @@ impl Put {
         let unreachable: Vec<PeerKey> = self.prepares.iter().filter(|leg| leg.waits() && leg.failures > 0).map(|leg| leg.peer).collect();
         let out_count = self.prepares.iter().filter(|leg| leg.state == LegState::Out).count();
         let refused = self.last_refusal.filter(|_| out_count > self.prepares.len() - usize::from(need));
+        let recovering = self.prepares.iter().filter(|leg| leg.recovering).count() as u8;
         let error = match refused {
             Some((by, reason)) => PutError::Refused { by, reason },
             None if possible < need => PutError::NotEnoughHolders { have: possible, need, unreachable },
+            None if recovering > 0 && have + recovering >= need => PutError::Recovering { have, need, recovering },
             None => PutError::Timeout { acks: have, need },
         };
         self.fail(error, out);

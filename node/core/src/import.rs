@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use persona_agent::{Birth, Card, Genesis, Identity, Index, PairState, Personality, Relationship, RootSecret};
-use persona_fragments::{CertifiedHead, Class, OwnerKey, SealContext, SectionKey, seal, wire};
+use persona_fragments::{CertifiedHead, Class, OwnerKey, SealContext, SectionKey, SignedManifest, seal, wire};
 use persona_mesh_proto::{Freshness, Mode, Table, Write};
 use zeroize::Zeroizing;
 
@@ -21,6 +21,7 @@ use crate::{
     pending::{AfterKeep, Pending},
     reads::{GetPurpose, Got, Wanted, card_report, read_card},
     report::{AgentReport, GetReport, ImportReport, ImportedSection, PutReport},
+    settling::SettlePurpose,
     traffic::AfterPersist,
 };
 
@@ -37,6 +38,9 @@ pub struct AgentKeys {
 
 /// How long a restarted host meets others before it renews, or goes on with an import.
 pub(crate) const RESTART_PAUSE_US: u64 = 1_500_000;
+
+/// How often one section of an import is read again because more of it turned out to be certified.
+const SETTLED_MAX: u8 = 3;
 
 /// The sections of an agent that an import cannot do without.
 const ESSENTIAL: [&str; 2] = ["index", "core"];
@@ -99,6 +103,18 @@ struct Step {
     put: Option<PutReport>,
     error: Option<CallError>,
     over: bool,
+    /// What was read, while versions above it are settled.
+    settling: Option<Settling>,
+    /// How often it was.
+    settled: u8,
+}
+
+/// A section that was read, and above which versions of unknown outcome were seen.
+struct Settling {
+    got: Got,
+    left: usize,
+    /// Something above it turned out to be certified.
+    newer: bool,
 }
 
 impl Node {
@@ -405,9 +421,42 @@ impl Node {
             Ok(got) => match state.stage {
                 Stage::Looking => self.import_saw(import, name, got),
                 Stage::Keeping | Stage::Fencing => {}
-                Stage::Index | Stage::Sections => self.import_took(import, name, got),
+                Stage::Index | Stage::Sections => self.import_settle(import, name, got),
             },
         }
+    }
+
+    /// Behind the fence: what the old host left uncertified is settled before anything is put in its place.
+    fn import_settle(&mut self, import: u64, name: &str, got: Got) {
+        let me = self.me.device();
+        let Some(agent) = self.imports.get(&import).map(|state| state.agent) else { return };
+        let term = self.owners.get(&agent).map_or(0, |owner| owner.term);
+        // Another host that is taking over at the same time is not an old one: who loses is decided otherwise.
+        let lower = |manifest: &SignedManifest| (manifest.version.term, manifest.version.device) < (term, me);
+        let seen = got.value.prepared_seen.iter().filter(|manifest| lower(manifest) && self.may_be_settled(manifest));
+        let left: Vec<SignedManifest> = seen.cloned().collect();
+        let Some(step) = self.imports.get_mut(&import).and_then(|state| state.sections.get_mut(name)) else { return };
+        if left.is_empty() || got.value.fresh == Freshness::MaybeStale || step.settled == SETTLED_MAX {
+            return self.import_took(import, name, got);
+        }
+        step.settled += 1;
+        step.settling = Some(Settling { got, left: left.len(), newer: false });
+        for manifest in left {
+            self.begin_settle(&agent, manifest, SettlePurpose::Import { import, name: name.to_owned() });
+        }
+    }
+
+    /// One of the versions above what was read is settled.
+    pub(crate) fn import_settled(&mut self, import: u64, name: &str, newer: bool) {
+        let Some(step) = self.imports.get_mut(&import).and_then(|state| state.sections.get_mut(name)) else { return };
+        let Some(settling) = step.settling.as_mut() else { return };
+        settling.newer |= newer;
+        settling.left -= 1;
+        if settling.left > 0 {
+            return;
+        }
+        let Some(Settling { got, newer, .. }) = step.settling.take() else { return };
+        if newer { self.import_get(import, name, Mode::Atomic) } else { self.import_took(import, name, got) }
     }
 
     fn import_missed(&mut self, import: u64, name: &str, error: CallError) {

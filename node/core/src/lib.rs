@@ -12,6 +12,7 @@
 
 mod call;
 mod disk;
+mod evidence;
 mod import;
 mod messages;
 mod missing;
@@ -19,8 +20,10 @@ mod node;
 mod own;
 mod pending;
 mod reads;
+mod recoveries;
 pub mod report;
 mod sections;
+mod settling;
 mod traffic;
 
 pub use call::{Answer, Call, CallError, Keep};

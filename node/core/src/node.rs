@@ -7,7 +7,7 @@ use std::{
 
 use chacha20::ChaCha20Rng;
 use persona_agent::CommitmentRegistry;
-use persona_fragments::{CertifiedHead, Classes, OwnerKey, PeerKey, SectionKey, Signer, Verifier};
+use persona_fragments::{CertifiedHead, Classes, Equivocation, OwnerKey, PeerKey, SectionKey, Signer, Verifier};
 use persona_mesh_proto::{
     Now, PersistId, ReadId, Table, Write,
     holder::{Holder, HolderLimits},
@@ -23,8 +23,10 @@ use crate::{
     own::{Owner, OwnerState},
     pending::{AfterKeep, Pending},
     reads::{Floor, GetOp, Survey},
+    recoveries::RecoverOp,
     report::{AlarmReport, CanaryReport, StatusReport},
     sections::PutOp,
+    settling::SettleOp,
     traffic::{AfterPersist, HolderCall, InboundFrame, Outstanding, Queued, Rtts},
 };
 
@@ -292,11 +294,13 @@ pub enum Notice {
 /// Names an operation of this node.
 pub(crate) type OpId = u64;
 
-/// A put or a get on its way.
+/// Something that this node is in the middle of.
 pub(crate) enum Op {
     Put(Box<PutOp>),
     Get(Box<GetOp>),
     Survey(Box<Survey>),
+    Recover(Box<RecoverOp>),
+    Settle(Box<SettleOp>),
 }
 
 /// Operations at once. Beyond it new calls get `Busy`; renewals wait for the next tick.
@@ -349,6 +353,8 @@ pub struct Node {
     pub(crate) keeps: BTreeMap<u64, AfterKeep>,
     pub(crate) floors: BTreeMap<SectionKey, Floor>,
     pub(crate) heads: BTreeMap<SectionKey, CertifiedHead>,
+    /// Owners whose keys signed twice, with the proof.
+    pub(crate) evidence: BTreeMap<OwnerKey, Equivocation>,
     pub(crate) registry: CommitmentRegistry,
     pub(crate) messages: Messages,
 
@@ -405,6 +411,7 @@ impl Node {
             keeps: BTreeMap::new(),
             floors: BTreeMap::new(),
             heads: BTreeMap::new(),
+            evidence: BTreeMap::new(),
             registry: CommitmentRegistry::default(),
             messages: Messages::default(),
             canary: Canary { next_us: now.mono_us + 500_000, started_us: now.mono_us, ..Canary::default() },
@@ -502,6 +509,8 @@ impl Node {
                 Some(Op::Put(_)) => self.put_due(id),
                 Some(Op::Get(_)) => self.get_due(id),
                 Some(Op::Survey(_)) => self.survey_done(id),
+                Some(Op::Recover(_)) => self.recovery_due(id),
+                Some(Op::Settle(_)) => self.settle_due(id),
                 None => {}
             }
         }
@@ -512,6 +521,8 @@ impl Node {
             Op::Put(put) => put.deadline(),
             Op::Get(get) => get.deadline(),
             Op::Survey(survey) => Some(survey.deadline_us),
+            Op::Recover(recovery) => recovery.deadline(),
+            Op::Settle(settling) => settling.deadline(),
         }
     }
 
@@ -619,6 +630,7 @@ impl Node {
             sections_held: held.sections,
             shards_held: held.shards,
             shard_bytes: held.shard_bytes,
+            lost_store_ms: held.lost_store_ms,
             canary: self.canary.report.clone(),
             alarms: self.alarms.iter().cloned().collect(),
             counters: self.counters.clone(),

@@ -198,9 +198,14 @@ impl Owned {
         self.last_seq = record.last_seq;
     }
 
-    /// Another manifest of this version is out there: go well past it. Holders may have this one all the same, so later ones tell them.
+    /// Another manifest of this version is out there: go well past it.
     pub(crate) fn skip_versions(&mut self) {
         self.last_seq += VERSIONS_SKIPPED;
+        self.give_up_intent();
+    }
+
+    /// The next attempt is a new version. Holders may have this one all the same, so later ones tell them.
+    pub(crate) fn give_up_intent(&mut self) {
         if let Some(manifest) = self.intent.take().and_then(|wire| SignedManifest::trusted(wire).ok()) {
             self.remember_set(&manifest);
         }

@@ -150,7 +150,7 @@ impl Node {
         }
     }
 
-    fn lookup_for(&mut self, op: OpId, key: SectionKey) {
+    pub(crate) fn lookup_for(&mut self, op: OpId, key: SectionKey) {
         let id = self.id();
         self.lookups.insert(id, op);
         self.out.push(Output::Lookup { id, key: key.to_kad_key().into_bytes() });
@@ -171,7 +171,8 @@ impl Node {
         let Some(op) = self.lookups.remove(&id) else { return };
         match self.ops.get(&op) {
             Some(Op::Put(_)) => self.put_looked_up(op, peers),
-            Some(Op::Survey(_)) => {}
+            Some(Op::Recover(_)) => self.recovery_looked_up(op, peers),
+            Some(Op::Survey(_) | Op::Settle(_)) => {}
             Some(Op::Get(get)) => {
                 let known = self.known_head(&get.wanted.key);
                 let mut candidates = peers;
@@ -210,7 +211,11 @@ impl Node {
         let Some(Op::Get(get)) = self.ops.get_mut(&op) else { return };
         let GetStage::Running(running) = &mut get.stage else { return };
         let outs = running.reply(tag, reply, self.now, &*self.keys.verifier);
+        let evidence = running.take_evidence();
         self.run_get(op, outs);
+        if let Some(evidence) = evidence {
+            self.witness(*evidence);
+        }
     }
 
     pub(crate) fn get_due(&mut self, op: OpId) {
@@ -584,6 +589,7 @@ impl Node {
             content_len: manifest.content_len,
             answered: replied,
             readable: ReadableReport { any, regular: any && counted >= usize::from(manifest.shape.quorum()) },
+            equivocation: self.equivocation_of(&manifest.owner),
             holders,
         }
     }

@@ -154,6 +154,17 @@ pub struct AnalysisReport {
     pub holders: Vec<HolderReport>,
     pub answered: u32,
     pub readable: ReadableReport,
+    pub equivocation: Option<EquivocationReport>,
+}
+
+/// The proof that an owner's key signed two manifests of one version, in an analysis of any of its sections.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[allow(missing_docs, reason = "docs/spec/api.md has every field")]
+pub struct EquivocationReport {
+    pub kad_key: String,
+    pub version: String,
+    pub manifest_hashes: [String; 2],
+    pub proof: String,
 }
 
 /// A verified certificate, in an analysis.
@@ -301,6 +312,7 @@ pub struct StatusReport {
     pub sections_held: usize,
     pub shards_held: usize,
     pub shard_bytes: u64,
+    pub lost_store_ms: Option<u64>,
     pub canary: Option<CanaryReport>,
     pub alarms: Vec<AlarmReport>,
     pub counters: BTreeMap<&'static str, u64>,

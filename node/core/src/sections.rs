@@ -9,7 +9,7 @@
 use std::collections::BTreeSet;
 
 use persona_fragments::{
-    CertifiedHead, Class, Fields, Manifest, OwnerKey, PeerKey, SealContext, SectionKey, Shape, SignedManifest, Version,
+    CertifiedHead, Class, Equivocation, Fields, Manifest, OwnerKey, PeerKey, SealContext, SectionKey, Shape, SignedManifest, Version,
     coding::{content_hash, shard_hashes},
     encode,
     manifest::TTL_MS_MAX,
@@ -27,6 +27,7 @@ use crate::{
     node::{Node, OPS_MAX, Op, OpId, Output},
     own::{Content, Owned, Owner, OwnerState, PutWaiter},
     report::{PutReport, SectionReport},
+    settling::SettlePurpose,
     traffic::AfterPersist,
 };
 
@@ -61,6 +62,8 @@ pub(crate) struct PutOp {
     pub(crate) stage: PutStage,
     pub(crate) started_us: u64,
     pub(crate) renewal: bool,
+    /// A version of unknown outcome that this one comes instead of.
+    gives_up: Option<Box<SignedManifest>>,
 }
 
 pub(crate) enum PutStage {
@@ -70,6 +73,14 @@ pub(crate) enum PutStage {
     Intent(Box<PutTask>),
     /// Two rounds, then placement.
     Running(Box<Put>),
+}
+
+/// A put that is ready to go once its intent is durable.
+struct Prepared {
+    task: PutTask,
+    writes: Vec<Write>,
+    renewal: bool,
+    gives_up: Option<Box<SignedManifest>>,
 }
 
 impl PutOp {
@@ -114,6 +125,10 @@ impl Node {
             if let Some(record) = self.messages.rows.get_mut(id).and_then(|rows| rows.own.remove(&owned.key)) {
                 owned.continue_from(record);
                 owned.intent = self.messages.intents.remove(&owned.key);
+            }
+            if *id == self.node_owner {
+                // Also where this disk was lost or set back: a version that was signed once is never signed again.
+                owned.last_seq = owned.last_seq.max(self.now.wall_ms);
             }
             if let Some(agent) = owner.agent.as_mut().filter(|_| name != "index") {
                 listed = agent.index.get(name).is_some_and(|entry| entry.version.is_some());
@@ -216,7 +231,8 @@ impl Node {
         let key = owned.key;
         let known =
             owned.candidates.take().filter(|(until, peers)| *until > started_us && peers.iter().all(|peer| self.connected.contains(peer)));
-        self.ops.insert(op, Op::Put(Box::new(PutOp { owner, name: name.clone(), stage: PutStage::Lookup, started_us, renewal: false })));
+        let stage = PutStage::Lookup;
+        self.ops.insert(op, Op::Put(Box::new(PutOp { owner, name: name.clone(), stage, started_us, renewal: false, gives_up: None })));
         if let Some((until, peers)) = known {
             self.put_found(op, &peers);
             if let Some(owned) = self.owned(&owner, &name) {
@@ -249,10 +265,10 @@ impl Node {
             return;
         }
         match self.prepare_put(&id, &name, peers) {
-            Ok((task, writes, renewal)) => {
+            Ok(Prepared { task, writes, renewal, gives_up }) => {
                 if let Some(Op::Put(put)) = self.ops.get_mut(&op) {
                     put.stage = PutStage::Intent(Box::new(task));
-                    put.renewal = renewal;
+                    (put.renewal, put.gives_up) = (renewal, gives_up);
                 }
                 self.persist(writes, AfterPersist::Intent(op));
             }
@@ -281,7 +297,7 @@ impl Node {
         true
     }
 
-    fn prepare_put(&mut self, id: &OwnerKey, name: &str, peers: &[PeerKey]) -> Result<(PutTask, Vec<Write>, bool), CallError> {
+    fn prepare_put(&mut self, id: &OwnerKey, name: &str, peers: &[PeerKey]) -> Result<Prepared, CallError> {
         let now = self.now;
         let me = self.me;
         let connected = self.connected.clone();
@@ -293,6 +309,7 @@ impl Node {
         let joining = std::mem::take(&mut owned.waiting_next);
         owned.waiting.extend(joining);
 
+        let mut gives_up = None;
         // A put that a crash or a timeout interrupted goes out again with the same bytes, unless there is something newer to say.
         if let Some(wire) = owned.intent.clone() {
             let manifest = SignedManifest::trusted(wire).map_err(|error| CallError::BadRequest(error.to_string()))?;
@@ -303,10 +320,11 @@ impl Node {
             if reachable && unexpired && owned.changed.is_none() && content_hash(&owned.stored) == manifest.content_hash {
                 let shards = encode(&owned.stored, manifest.shape).map_err(|error| CallError::TooLarge(error.to_string()))?;
                 let task = PutTask { manifest, shards, renewal: false, keeps: Vec::new(), bystanders: peers.to_vec() };
-                return Ok((task, Vec::new(), false));
+                return Ok(Prepared { task, writes: Vec::new(), renewal: false, gives_up: None });
             }
             // Its holders may have acked it, and somebody may complete it: later versions must tell them too.
             owned.remember_set(&manifest);
+            gives_up = Some(Box::new(manifest));
         }
 
         let previous: Vec<PeerKey> = owned.head.as_ref().map(|head| head.manifest.holders.clone()).unwrap_or_default();
@@ -416,7 +434,7 @@ impl Node {
             Write::set(Table::Intent, owned.key.0, wire::encode(manifest.wire())),
         ];
         let renewal = !keeps.is_empty();
-        Ok((PutTask { manifest, shards, renewal, keeps, bystanders }, writes, renewal))
+        Ok(Prepared { task: PutTask { manifest, shards, renewal, keeps, bystanders }, writes, renewal, gives_up })
     }
 
     /// The intent is durable: send.
@@ -435,6 +453,11 @@ impl Node {
         };
         let (running, outs) = Put::start(*task, self.config.put.clone(), self.now);
         put.stage = PutStage::Running(Box::new(running));
+        let (owner, gives_up) = (put.owner, put.gives_up.take());
+        // Only now: the disk no longer wants the other one put again.
+        if let Some(manifest) = gives_up.filter(|manifest| self.may_be_settled(manifest)) {
+            self.begin_settle(&owner, *manifest, SettlePurpose::GiveUp);
+        }
         self.run_put(op, outs);
     }
 
@@ -504,9 +527,26 @@ impl Node {
                 }
                 CallError::NotEnoughHolders { what, have: have.into(), need: need.into() }
             }
+            PutError::Recovering { have, need, .. } => {
+                // They sign only for what was issued after their loss: the next attempt is a new version.
+                if let Some(owned) = self.owned(&id, &name) {
+                    owned.give_up_intent();
+                }
+                CallError::NotEnoughHolders { what, have: have.into(), need: need.into() }
+            }
             PutError::Timeout { acks, need } => CallError::NotEnoughHolders { what, have: acks.into(), need: need.into() },
             PutError::Unconfirmed { have, need, .. } => CallError::NotEnoughHolders { what, have: have.into(), need: need.into() },
-            PutError::Conflict { version, .. } => {
+            PutError::Conflict { version, other } => {
+                let mine = match &put.stage {
+                    PutStage::Running(running) => Some(running.manifest().clone()),
+                    PutStage::Lookup | PutStage::Intent(_) => None,
+                };
+                // The put verified it.
+                if let (Some(mine), Ok(other)) = (mine, SignedManifest::trusted(*other))
+                    && let Some(evidence) = Equivocation::of(&mine, &other)
+                {
+                    self.witness(evidence);
+                }
                 // Another process wrote this version with the same keys and device, or this disk was rolled back. Go past it.
                 self.alarm(
                     "conflict",
@@ -520,8 +560,11 @@ impl Node {
             PutError::Refused { by, reason } => {
                 if let Some(owned) = self.owned(&id, &name) {
                     owned.avoid.insert(by, now_us + AVOID_MS * 1000);
-                    if reason == persona_mesh_proto::Refusal::Stale {
-                        owned.skip_versions();
+                    match reason {
+                        persona_mesh_proto::Refusal::Stale => owned.skip_versions(),
+                        // Given up, by another host of this owner or before a crash of this one: the same bytes will not do.
+                        persona_mesh_proto::Refusal::Aborted => owned.give_up_intent(),
+                        _ => {}
                     }
                 }
                 CallError::Refused { what, reason: format!("{} refuses: {reason}", by.to_peer_id_string()) }

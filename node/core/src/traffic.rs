@@ -8,11 +8,14 @@ use std::collections::BTreeMap;
 use persona_fragments::{PeerKey, SectionKey, Version};
 use persona_mesh_proto::{
     PersistId, ReadId, Reply, Request, RequestFrame, Response, ResponseFrame, Table, Tag, Write,
-    holder::{CallId, HolderOut},
+    holder::{CallId, Holder, HolderOut},
     message::REQUESTS_PER_FRAME_MAX,
 };
 
-use crate::node::{Node, Op, OpId, Output, RequestError};
+use crate::{
+    evidence::is_evidence,
+    node::{Node, Op, OpId, Output, RequestError},
+};
 
 /// A frame is closed when its requests reach this size, so that a large shard does not delay the small requests behind it.
 const FRAME_BYTES_WANTED: usize = 256 << 10;
@@ -181,6 +184,8 @@ impl Node {
             Some(Op::Put(_)) => self.put_reply(op, tag, reply),
             Some(Op::Get(_)) => self.get_reply(op, tag, reply),
             Some(Op::Survey(_)) => self.survey_reply(op, tag, reply),
+            Some(Op::Recover(_)) => self.recovery_reply(op, tag, reply),
+            Some(Op::Settle(_)) => self.settle_reply(op, tag, reply),
             None => {}
         }
     }
@@ -215,6 +220,8 @@ impl Node {
                     self.out.push(Output::Load { id: outer, table, key });
                 }
                 HolderOut::HeadChanged { key, record } => self.out.push(Output::Head { key, record }),
+                HolderOut::Equivocation(evidence) => self.witness(*evidence),
+                HolderOut::Recover { key, known, asked } => self.begin_recovery(key, known, asked),
             }
         }
     }
@@ -277,9 +284,21 @@ impl Node {
             }
             Table::Floor => self.load_floor(key, value),
             Table::Commitment => self.load_commitment(value),
+            Table::Meta if Holder::is_meta(key) => self.load_holder_meta(key, value),
+            Table::Meta if is_evidence(key) => self.load_evidence(key, value),
             Table::Own | Table::Intent | Table::Outbox | Table::Inbox | Table::Meta => self.load_own(table, key, value),
             Table::Shard | Table::Expiry => Ok(()),
         }
+    }
+
+    fn load_holder_meta(&mut self, key: &[u8], value: &[u8]) -> Result<(), String> {
+        let before = self.holder.stats().lost_store_ms;
+        self.holder.load(Table::Meta, key, value, self.now).map_err(|error| error.to_string())?;
+        if self.holder.stats().lost_store_ms != before {
+            let text = "this node lost its store: it says `Recovering` about each section of others until it has asked their other holders";
+            self.alarm("store-lost", text.into());
+        }
+        Ok(())
     }
 
     /// The heads that Kademlia serves, after loading.
@@ -293,6 +312,8 @@ fn request_size(request: &Request) -> usize {
         Request::Prepare { manifest, shard, .. } => 128 + manifest.body.len() + shard.as_ref().map_or(0, Vec::len),
         Request::Commit { head } => 2048 + head.manifest.body.len(),
         Request::Head { fence, .. } => 128 + fence.as_ref().map_or(0, |head| 2048 + head.manifest.body.len()),
-        Request::Shard { .. } => 128,
+        Request::Never { manifest, .. } => 256 + manifest.body.len(),
+        Request::Abort { aborted } => 2048 + aborted.manifest.body.len(),
+        Request::Shard { .. } | Request::Recall { .. } => 128,
     }
 }

@@ -3,6 +3,9 @@
 //!
 //! The oracle is simpler than the system: what is on which disk, who acked what, which put had committed when which get began.
 
+mod abort;
+mod amnesia;
+mod evidence;
 mod random;
 mod scenarios;
 
@@ -10,14 +13,18 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use chacha20::ChaCha20Rng;
 use persona_fragments::{
-    Certificate, CertifiedHead, Class, DeviceId, Digest, Manifest, OlderSet, OwnerKey, PeerKey, SectionKey, Shape, Signature,
+    Certificate, CertifiedHead, Class, DeviceId, Digest, Equivocation, Manifest, OlderSet, OwnerKey, PeerKey, SectionKey, Shape, Signature,
     SignedManifest, Signer, Verifier, Version,
+    certificate::AbortWire,
     coding::{content_hash, encode, shard_hashes},
     sign_batch,
 };
 use persona_mesh_proto::{
     CallId, Get, GetError, GetOut, GetTask, GetValue, Holder, HolderLimits, HolderOut, Mode, Now, PersistId, Put, PutError, PutOut,
-    PutReceipt, PutTask, Reply, Request, Response, Table, Tag, Timing, Write, message::HeadAnswer,
+    PutReceipt, PutTask, Recover, RecoverOut, RecoverTask, Reply, Request, Response, Settle, SettleOut, SettleTask, Settled, Table, Tag,
+    Timing, Write,
+    holder::lost_store_mark,
+    message::{HeadAnswer, RecallAnswer},
 };
 use rand_core::{Rng, SeedableRng};
 use sha2::{Digest as _, Sha256};
@@ -99,6 +106,9 @@ struct Node {
 enum Machine {
     Put(Box<Put>),
     Get(Box<Get>),
+    Settle(Box<Settle>),
+    /// Of one node's holder, in one of its lives.
+    Recover(Box<Recover>, usize, u64, SectionKey),
 }
 
 struct Task {
@@ -109,12 +119,14 @@ struct Task {
     ended_us: Option<u64>,
     put: Option<Result<PutReceipt, PutError>>,
     get: Option<Result<GetValue, GetError>>,
+    settled: Option<Settled>,
     placed: u8,
     /// The client died: nobody carries out what the machine wants.
     abandoned: bool,
     next_tick_us: Option<u64>,
 }
 
+#[allow(clippy::large_enum_variant, reason = "handed on, seldom many at once")]
 enum Event {
     Request { task: usize, tag: Tag, node: usize, request: Request },
     Reply { task: usize, tag: Tag, reply: Reply },
@@ -152,10 +164,16 @@ struct World {
     net: Net,
     timing: Timing,
     limits: HolderLimits,
+    /// How many nodes, at most, each recovery cannot talk to.
+    recoveries_blocked: u64,
     sync_us: u64,
     sent: Vec<Sent>,
     /// Which manifest each honest node acked for a version.
     acked: BTreeMap<(usize, SectionKey, Version), Digest>,
+    /// Which versions each honest node promised never to ack.
+    promised: BTreeSet<(usize, SectionKey, Version)>,
+    /// What holders told, by node.
+    evidence: Vec<(usize, Equivocation)>,
 }
 
 /// The owner of one section, as far as its writes go.
@@ -267,9 +285,12 @@ impl World {
             net: Net { delay_us: (500, 1_500), lost_permille: 0, doubled_permille: 0, refuses: true },
             timing: Timing::default(),
             limits: HolderLimits::default(),
+            recoveries_blocked: 0,
             sync_us: 200,
             sent: Vec::new(),
             acked: BTreeMap::new(),
+            promised: BTreeSet::new(),
+            evidence: Vec::new(),
         };
         for number in 0..count {
             let signer = world.signer(&format!("node {number}"));
@@ -340,6 +361,7 @@ impl World {
             ended_us: None,
             put: None,
             get: None,
+            settled: None,
             placed: 0,
             abandoned: false,
             next_tick_us: None,
@@ -384,6 +406,21 @@ impl World {
         let task = self.start_get(task);
         self.run_until_ended(task);
         self.tasks[task].get.clone().expect("ended")
+    }
+
+    fn start_settle(&mut self, owner: &Owner, manifest: &SignedManifest, patience_us: u64) -> usize {
+        let task = SettleTask { manifest: manifest.clone(), order: manifest.order_never(&owner.signer), patience_us };
+        let (settle, outs) = Settle::start(task, self.now);
+        let task = self.add_task(Machine::Settle(Box::new(settle)));
+        self.carry_out_settle(task, outs);
+        task
+    }
+
+    fn settle(&mut self, owner: &Owner, manifest: &SignedManifest) -> Settled {
+        let task = self.start_settle(owner, manifest, 2_000_000);
+        self.run_until_ended(task);
+        self.run_ms(100); // what is told at the end arrives
+        self.tasks[task].settled.clone().expect("ended")
     }
 
     fn took_us(&self, task: usize) -> u64 {
@@ -440,7 +477,7 @@ impl World {
         let node = &mut self.nodes[number];
         let mut holder = Holder::new(node.key, limits);
         for ((table, key), value) in &node.durable {
-            if matches!(table, Table::Prepared | Table::Head | Table::Fence) {
+            if matches!(table, Table::Prepared | Table::Head | Table::Fence) || *table == Table::Meta && Holder::is_meta(key) {
                 holder.load(*table, key, value, now).expect("what was stored loads");
             }
         }
@@ -453,6 +490,14 @@ impl World {
     fn lose_disk(&mut self, node: usize) {
         self.crash(node);
         self.nodes[node].durable.clear();
+    }
+
+    /// Loses the disk, notices it, and starts again.
+    fn lose_store(&mut self, number: usize) {
+        self.lose_disk(number);
+        let Write { table, key, value } = lost_store_mark(self.now.wall_ms);
+        self.nodes[number].durable.insert((table, key), value.expect("a mark"));
+        self.restart(number);
     }
 
     fn up(&self, node: usize) -> bool {
@@ -525,6 +570,14 @@ impl World {
                         let outs = get.tick(now);
                         self.carry_out_get(task, outs);
                     }
+                    Machine::Settle(settle) => {
+                        let outs = settle.tick(now);
+                        self.carry_out_settle(task, outs);
+                    }
+                    Machine::Recover(recover, ..) => {
+                        let outs = recover.tick(now);
+                        self.carry_out_recover(task, outs);
+                    }
                 }
             }
         }
@@ -554,6 +607,9 @@ impl World {
             Request::Commit { .. } => ("commit", 0),
             Request::Head { .. } => ("head", 0),
             Request::Shard { .. } => ("shard", 0),
+            Request::Recall { .. } => ("recall", 0),
+            Request::Never { .. } => ("never", 0),
+            Request::Abort { .. } => ("abort", 0),
         };
         self.sent.push(Sent { task, node, kind, shard_bytes });
         if !self.tasks[task].blocked.contains(&node) {
@@ -595,6 +651,14 @@ impl World {
                 let outs = get.reply(tag, reply, *now, verifier);
                 self.carry_out_get(task, outs);
             }
+            Machine::Settle(settle) => {
+                let outs = settle.reply(tag, reply, *now, verifier);
+                self.carry_out_settle(task, outs);
+            }
+            Machine::Recover(recover, ..) => {
+                let outs = recover.reply(tag, reply, *now, verifier);
+                self.carry_out_recover(task, outs);
+            }
         }
     }
 
@@ -635,11 +699,59 @@ impl World {
         self.schedule_tick(task);
     }
 
+    fn carry_out_settle(&mut self, task: usize, outs: Vec<SettleOut>) {
+        if self.tasks[task].abandoned {
+            return;
+        }
+        for out in outs {
+            match out {
+                SettleOut::Send { tag, to, request } => self.send(task, tag, &to, request),
+                SettleOut::Done(settled) => {
+                    let entry = &mut self.tasks[task];
+                    assert!(entry.settled.is_none(), "one outcome");
+                    (entry.settled, entry.ended_us) = (Some(settled), Some(self.now.mono_us));
+                }
+            }
+        }
+        self.schedule_tick(task);
+    }
+
+    fn start_recover(&mut self, node: usize, task: RecoverTask) {
+        let key = task.key;
+        let (recover, outs) = Recover::start(task, self.now);
+        let task = self.add_task(Machine::Recover(Box::new(recover), node, self.nodes[node].life, key));
+        let blocked = (0..self.recoveries_blocked).map(|_| self.below(self.nodes.len() as u64) as usize).collect();
+        self.tasks[task].blocked = blocked;
+        self.carry_out_recover(task, outs);
+    }
+
+    fn carry_out_recover(&mut self, task: usize, outs: Vec<RecoverOut>) {
+        for out in outs {
+            match out {
+                RecoverOut::Send { tag, to, request } => self.send(task, tag, &to, request),
+                RecoverOut::Done(recovered) => {
+                    let now = self.now;
+                    self.tasks[task].ended_us = Some(now.mono_us);
+                    let Machine::Recover(_, node, life, key) = &self.tasks[task].machine else { unreachable!("a recovery") };
+                    let (node, life, key) = (*node, *life, *key);
+                    if self.nodes[node].life == life {
+                        let holder = self.nodes[node].holder.as_mut().expect("up");
+                        let outs = holder.recovered(&key, recovered, now);
+                        self.carry_out_holder(node, outs);
+                    }
+                }
+            }
+        }
+        self.schedule_tick(task);
+    }
+
     fn schedule_tick(&mut self, task: usize) {
         let entry = &self.tasks[task];
         let deadline = match &entry.machine {
             Machine::Put(put) => put.deadline(),
             Machine::Get(get) => get.deadline(),
+            Machine::Settle(settle) => settle.deadline(),
+            Machine::Recover(recover, ..) => recover.deadline(),
         };
         let Some(deadline) = deadline else { return };
         if entry.next_tick_us.is_none_or(|next| deadline < next) && !entry.abandoned {
@@ -696,6 +808,16 @@ impl World {
                     Some(record) => drop(self.nodes[node].served.insert(key, record)),
                     None => drop(self.nodes[node].served.remove(&key)),
                 },
+                HolderOut::Equivocation(evidence) => {
+                    assert_eq!(Equivocation::from_bytes(&evidence.to_bytes(), &self.verifier).as_ref(), Ok(&*evidence));
+                    self.evidence.push((node, *evidence));
+                }
+                HolderOut::Recover { key, known, asked } => {
+                    let candidates = self.nodes.iter().map(|node| node.key).take(20).collect();
+                    let (known, asked) = (known.map(|head| *head), asked.map(|manifest| *manifest));
+                    let task = RecoverTask { key, me: self.nodes[node].key, known, asked, candidates };
+                    self.start_recover(node, task);
+                }
             }
         }
         told
@@ -740,6 +862,15 @@ impl World {
                 assert_eq!(content_hash(bytes), hash);
                 let before = self.acked.insert((number, manifest.key, version), manifest.hash());
                 assert!(before.is_none_or(|before| before == manifest.hash()), "acked two manifests of one version");
+                assert!(!self.promised.contains(&(number, manifest.key, version)), "acked what it promised never to ack");
+            }
+            (Request::Never { manifest, .. }, Response::Promised { .. }) => {
+                let manifest = SignedManifest::trusted(manifest.clone()).expect("promised");
+                let version = manifest.version;
+                let prepared = [&manifest.key.0[..], &version.term.to_be_bytes(), &version.device.0, &version.seq.to_be_bytes()].concat();
+                assert!(node.durable.contains_key(&(Table::Prepared, prepared)), "promised before the promise was durable");
+                assert!(!self.acked.contains_key(&(number, manifest.key, version)), "promised never to ack what it had acked");
+                self.promised.insert((number, manifest.key, version));
             }
             (Request::Commit { head }, Response::Committed) => {
                 let manifest = SignedManifest::trusted(head.manifest.clone()).expect("committed");
@@ -754,16 +885,21 @@ impl World {
         let key = match request {
             Request::Prepare { manifest, .. } => SignedManifest::trusted(manifest.clone()).ok()?.key,
             Request::Commit { head } => SignedManifest::trusted(head.manifest.clone()).ok()?.key,
-            Request::Head { key, .. } | Request::Shard { key, .. } => *key,
+            Request::Never { manifest, .. } | Request::Abort { aborted: AbortWire { manifest, .. } } => {
+                SignedManifest::trusted(manifest.clone()).ok()?.key
+            }
+            Request::Head { key, .. } | Request::Shard { key, .. } | Request::Recall { key, .. } => *key,
         };
         let frozen = lie == Lie::Stale && self.holder(node).head(&key, self.now).is_some();
         match (lie, request) {
             (Lie::AckWithoutStoring, Request::Prepare { .. }) => self.false_ack(node, request),
             (Lie::Stale, Request::Prepare { .. }) if frozen => self.false_ack(node, request),
+            (Lie::AckWithoutStoring | Lie::Stale, Request::Never { .. }) => self.false_never(node, request),
             (Lie::AckWithoutStoring, Request::Commit { .. }) => Some(Response::Committed),
             (Lie::Stale, Request::Commit { .. }) if frozen => Some(Response::Committed),
             (Lie::AckWithoutStoring | Lie::Deny, Request::Head { .. }) => Some(Response::Head(HeadAnswer::default())),
             (Lie::AckWithoutStoring | Lie::Deny, Request::Shard { .. }) => Some(Response::Absent),
+            (Lie::AckWithoutStoring | Lie::Deny, Request::Recall { .. }) => Some(Response::Recalled(RecallAnswer::default())),
             (Lie::Recovering, _) => Some(Response::Recovering),
             (Lie::Babble, _) => Some(match self.below(4) {
                 0 => Response::NeedShard,
@@ -782,12 +918,27 @@ impl World {
         Some(Response::Acked { ack })
     }
 
+    fn false_never(&mut self, node: usize, request: &Request) -> Option<Response> {
+        let Request::Never { manifest, index, .. } = request else { return None };
+        let manifest = SignedManifest::trusted(manifest.clone()).ok()?;
+        let never = sign_batch(&[manifest.never_leaf(*index)], &self.nodes[node].signer).remove(0);
+        Some(Response::Promised { never })
+    }
+
     fn twist(&mut self, node: usize, response: Response) -> Response {
         match (self.nodes[node].lie, response) {
             (Some(Lie::Corrupt), response) => self.corrupt(response),
             (Some(Lie::BadAck), Response::Acked { mut ack }) => {
                 ack.signature.0[0] ^= 1;
                 Response::Acked { ack }
+            }
+            (Some(Lie::BadAck), Response::Promised { mut never }) => {
+                never.signature.0[0] ^= 1;
+                Response::Promised { never }
+            }
+            (Some(Lie::BadAck), Response::Prepared(mut prepared)) => {
+                prepared.ack.signature.0[0] ^= 1;
+                Response::Prepared(prepared)
             }
             (Some(Lie::Forge), Response::Head(mut answer)) => {
                 if let Some(prepared) = answer.prepared.pop() {

@@ -10,17 +10,23 @@ use persona_mesh_proto::{
 
 use super::*;
 
-const HOUR_MS: u64 = 3_600_000;
+pub(crate) const HOUR_MS: u64 = 3_600_000;
 
 /// Seven holders, f = 2, k = 3; nodes 7 and up are others.
-fn seven() -> (World, Owner, Vec<usize>) {
+pub(crate) fn seven() -> (World, Owner, Vec<usize>) {
     let mut world = World::new(7, 16);
     let ada = world.owner("ada", Class::Relationship, 3, HOUR_MS);
     (world, ada, (0..7).collect())
 }
 
 /// Leaves an uncertified version on `acked` only: the writer crashed in round 1.
-fn crash_writer_after(world: &mut World, owner: &mut Owner, holders: &[usize], acked: &[usize], content: &[u8]) -> SignedManifest {
+pub(crate) fn crash_writer_after(
+    world: &mut World,
+    owner: &mut Owner,
+    holders: &[usize],
+    acked: &[usize],
+    content: &[u8],
+) -> SignedManifest {
     let task = owner.write(world, holders, content);
     for node in acked {
         let index = holders.iter().position(|holder| holder == node).expect("a holder");
@@ -31,7 +37,7 @@ fn crash_writer_after(world: &mut World, owner: &mut Owner, holders: &[usize], a
     task.manifest
 }
 
-fn answer(world: &mut World, node: usize, owner: &Owner) -> HeadAnswer {
+pub(crate) fn answer(world: &mut World, node: usize, owner: &Owner) -> HeadAnswer {
     match world.tell(node, Request::Head { key: owner.section(), fence: None, with_shard: false }) {
         Response::Head(answer) => answer,
         other => panic!("no head: {other:?}"),
@@ -236,7 +242,7 @@ fn an_older_set_that_is_gone_makes_a_put_bounded_stale_not_failed() {
 }
 
 /// A new host: certifies a card of term 2, fences the section's holders with it, reads, writes.
-fn take_over(world: &mut World, ada: &Owner, set: &[usize]) -> (CertifiedHead, Owner, GetValue) {
+pub(crate) fn take_over(world: &mut World, ada: &Owner, set: &[usize]) -> (CertifiedHead, Owner, GetValue) {
     let mut card = ada.also("card", Class::Core, 2, 9);
     let receipt = world.put(&mut card, &[8, 9, 10, 11, 12, 13, 14], b"card of term 2").expect("certified");
     let task = GetTask { fence: Some(head_of(&receipt)), ..world.get_task(ada, Mode::Atomic) };
@@ -656,7 +662,7 @@ fn holders_that_are_recovering_count_in_no_quorum() {
         world.nodes[node].lie = Some(Lie::Recovering);
     }
     assert!(matches!(world.get(&ada, Mode::Regular), Err(GetError::QuorumUnreachable { have: 4, need: 5, .. })));
-    assert!(matches!(world.put(&mut ada, &set, b"two"), Err(PutError::Timeout { acks: 4, need: 5 })));
+    assert!(matches!(world.put(&mut ada, &set, b"two"), Err(PutError::Recovering { have: 4, need: 5, recovering: 3 })));
 }
 
 #[test]

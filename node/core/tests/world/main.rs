@@ -4,9 +4,12 @@
 //! The world also watches: nothing that must be durable first may leave a node before its disk has it ([`watch`]). The oracle is simpler
 //! than the system: what is on which disk, what was answered when.
 
+mod amnesia;
+mod evidence;
 mod messages;
 mod random;
 mod sections;
+mod settling;
 mod takeover;
 mod watch;
 
