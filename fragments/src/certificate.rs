@@ -8,8 +8,8 @@ use bincode::{Decode, Encode};
 use crate::{
     ack::{Ack, AckKind, AckLeaf},
     ids::Signature,
-    mutants::{self, Mutant},
     manifest::{ManifestError, ManifestWire, SignedManifest},
+    mutants::{self, Mutant},
     sign::{Signer, Verifier},
     wire::{self, DecodeError},
 };

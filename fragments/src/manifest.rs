@@ -6,8 +6,8 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     CONTENT_BYTES_MAX,
     class::Class,
-    mutants::{self, Mutant},
     ids::{DeviceId, Digest, OwnerKey, PeerKey, SectionKey, Signature},
+    mutants::{self, Mutant},
     shape::{HOLDERS_MAX, LEVEL_MAX, Shape},
     sign::{Signer, Verifier},
     wire::{self, DecodeError},

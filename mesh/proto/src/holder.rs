@@ -926,8 +926,12 @@ impl Holder {
     /// What no rule allows: for the mutants.
     fn drop_others(&mut self, key: &SectionKey, which: impl Fn(Version) -> bool, now: Now, out: &mut Vec<HolderOut>) {
         let Some(section) = self.sections.get(key) else { return };
-        let dropped: Vec<Version> =
-            section.versions.iter().filter(|(version, stored)| which(**version) && stored.coming.is_none()).map(|(version, _)| *version).collect();
+        let dropped: Vec<Version> = section
+            .versions
+            .iter()
+            .filter(|(version, stored)| which(**version) && stored.coming.is_none())
+            .map(|(version, _)| *version)
+            .collect();
         let mut writes = Vec::new();
         for version in dropped {
             self.drop_version(key, &version, Why::Dropped, now, &mut writes);

@@ -113,6 +113,8 @@ pub(crate) struct Node {
     pub disk: Disk,
     /// Which manifest it acked, of each version.
     pub acked: BTreeMap<(Key, Version), ManifestId>,
+    /// What it promised never to ack.
+    pub promised: BTreeSet<(Key, Version)>,
     /// The highest version that it returned, of each section, and until when that binds it.
     pub floors: BTreeMap<Key, (Version, u64)>,
     pub served: BTreeMap<Key, ManifestId>,
@@ -310,6 +312,7 @@ impl Auditor {
             behind_its_back: false,
             disk: Disk::default(),
             acked: BTreeMap::new(),
+            promised: BTreeSet::new(),
             floors: BTreeMap::new(),
             served: BTreeMap::new(),
             heard: BTreeMap::new(),

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use persona_foreign::{
     frame::Reader,
-    head::{Ack, Manifest, Version, climb, leaf_hash, manifest_hash, manifest_message, root_message},
+    head::{Ack, Manifest, Version, climb, leaf_hash, manifest_hash, manifest_message, never_leaf_hash, root_message},
 };
 
 use crate::{
@@ -170,6 +170,25 @@ impl Book {
         Some((id, holds))
     }
 
+    /// Whether these promises prove that a manifest's version was never durable (docs/spec/wire.md#abort-certificate).
+    pub(crate) fn aborts(&mut self, id: ManifestId, list: &[u8]) -> bool {
+        let Ok(nevers) = decode::acks(list) else { return false };
+        let Self { verify, known, .. } = self;
+        let known = &known[id];
+        let ([n, _, _], quorum) = (known.shape(), known.quorum());
+        let mut promised = |raw: &[u8]| judge(known, raw, |index| never_leaf_hash(&known.manifest, index), verify);
+        let indices: Option<Vec<u8>> = nevers.into_iter().map(&mut promised).collect();
+        let whole = |indices: Vec<u8>| (quorum..=n).contains(&indices.len()) && indices.windows(2).all(|pair| pair[0] < pair[1]);
+        known.valid && indices.is_some_and(whole)
+    }
+
+    /// The index of the holder whose promise never to ack this manifest's version these bytes are.
+    pub(crate) fn promise(&mut self, id: ManifestId, raw: &[u8]) -> Option<u8> {
+        let Self { verify, known, .. } = self;
+        let known = &known[id];
+        judge(known, raw, |index| never_leaf_hash(&known.manifest, index), verify)
+    }
+
     /// From `n - f` to `n` acks that verify, their indices ascending.
     fn certificate(&mut self, id: ManifestId, list: &[u8]) -> bool {
         let Ok(acks) = decode::acks(list) else { return false };
@@ -180,12 +199,17 @@ impl Book {
 }
 
 fn judge_ack(known: &Known, raw: &[u8], verify: &mut Verify) -> Option<u8> {
+    judge(known, raw, |index| leaf_hash(&known.manifest, &known.hash, index), verify)
+}
+
+/// The holder whose signature over its leaf these bytes are.
+fn judge(known: &Known, raw: &[u8], leaf: impl Fn(u8) -> [u8; 32], verify: &mut Verify) -> Option<u8> {
     let frame = [&[persona_foreign::frame::VERSION], raw].concat();
     let mut reader = Reader::open(&frame).ok()?;
     let ack = Ack::read(&mut reader).ok()?;
     reader.finish().ok()?;
     let holder = known.manifest.holders.get(usize::from(ack.index))?;
-    let root = climb(leaf_hash(&known.manifest, &known.hash, ack.index), ack.position, ack.batch, &ack.path)?;
+    let root = climb(leaf(ack.index), ack.position, ack.batch, &ack.path)?;
     verify(holder, &root_message(ack.batch, &root), &ack.signature).then_some(ack.index)
 }
 

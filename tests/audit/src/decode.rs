@@ -27,10 +27,33 @@ pub(crate) struct RawHead<'a> {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum RawRequest<'a> {
-    Prepare { manifest: RawManifest<'a>, index: u8, shard: Option<&'a [u8]> },
-    Commit { head: RawHead<'a> },
-    Head { key: [u8; 32] },
-    Shard { key: [u8; 32], version: Version },
+    Prepare {
+        manifest: RawManifest<'a>,
+        index: u8,
+        shard: Option<&'a [u8]>,
+    },
+    Commit {
+        head: RawHead<'a>,
+    },
+    Head {
+        key: [u8; 32],
+    },
+    Shard {
+        key: [u8; 32],
+        version: Version,
+    },
+    Recall {
+        key: [u8; 32],
+    },
+    Never {
+        manifest: RawManifest<'a>,
+        index: u8,
+    },
+    /// `nevers` is the list of the promises, its length included.
+    Abort {
+        manifest: RawManifest<'a>,
+        nevers: &'a [u8],
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +75,10 @@ pub(crate) enum RawResponse<'a> {
     Fenced(RawHead<'a>),
     Conflict,
     Refused,
+    /// The promise's bytes.
+    Promised(&'a [u8]),
+    Prepared(RawManifest<'a>, &'a [u8]),
+    Aborted,
 }
 
 /// A row of table 2.
@@ -85,8 +112,12 @@ pub(crate) fn intent(bytes: &[u8]) -> Result<RawManifest<'_>, FrameError> {
 /// A row of table 2.
 pub(crate) fn prepared_row(bytes: &[u8]) -> Result<RawPrepared<'_>, FrameError> {
     whole(bytes, |reader| {
-        Ok(match reader.variant(2)? {
+        Ok(match reader.variant(5)? {
             0 => RawPrepared::Held { manifest: manifest(reader)?, index: reader.u8()?, received_ms: reader.u64()? },
+            3 => {
+                let (manifest_hash, _index) = (reader.array()?, reader.u8()?);
+                RawPrepared::Floor { manifest_hash, until_ms: reader.u64()? }
+            }
             _ => RawPrepared::Floor { manifest_hash: reader.array()?, until_ms: reader.u64()? },
         })
     })
@@ -123,7 +154,7 @@ fn whole<'a, T>(bytes: &'a [u8], read: impl FnOnce(&mut Reader<'a>) -> Result<T,
 }
 
 fn request<'a>(reader: &mut Reader<'a>) -> Result<RawRequest<'a>, FrameError> {
-    Ok(match reader.variant(4)? {
+    Ok(match reader.variant(7)? {
         0 => RawRequest::Prepare { manifest: manifest(reader)?, index: reader.u8()?, shard: reader.option(Reader::bytes)? },
         1 => RawRequest::Commit { head: head(reader)? },
         2 => {
@@ -131,21 +162,26 @@ fn request<'a>(reader: &mut Reader<'a>) -> Result<RawRequest<'a>, FrameError> {
             let (_fence, _with_shard) = (reader.option(head)?, boolean(reader)?);
             RawRequest::Head { key }
         }
-        _ => RawRequest::Shard { key: reader.array()?, version: Version::read(reader)? },
+        3 => RawRequest::Shard { key: reader.array()?, version: Version::read(reader)? },
+        4 => {
+            let (key, _owner): (_, [u8; 32]) = (reader.array()?, reader.array()?);
+            RawRequest::Recall { key }
+        }
+        5 => {
+            let (manifest, index) = (manifest(reader)?, reader.u8()?);
+            let _order: [u8; 64] = reader.array()?;
+            RawRequest::Never { manifest, index }
+        }
+        _ => RawRequest::Abort { manifest: manifest(reader)?, nevers: ack_list(reader)? },
     })
 }
 
 fn response<'a>(reader: &mut Reader<'a>) -> Result<RawResponse<'a>, FrameError> {
-    Ok(match reader.variant(12)? {
+    Ok(match reader.variant(16)? {
         0 => RawResponse::Acked(ack(reader)?),
         1 => RawResponse::NeedShard,
         2 => RawResponse::Committed,
-        3 => {
-            let (committed, expired) = (reader.option(head)?, reader.option(head)?);
-            let prepared = reader.list(|reader| Ok((manifest(reader)?, ack(reader)?)))?;
-            let _shard = reader.option(shard)?;
-            RawResponse::Head { committed, expired, prepared }
-        }
+        3 => head_answer(reader)?,
         4 => {
             shard(reader)?;
             RawResponse::Shard
@@ -159,11 +195,26 @@ fn response<'a>(reader: &mut Reader<'a>) -> Result<RawResponse<'a>, FrameError> 
             manifest(reader)?;
             RawResponse::Conflict
         }
-        _ => {
-            reader.variant(10)?;
+        11 => {
+            reader.variant(11)?;
             RawResponse::Refused
         }
+        12 => {
+            let answer = head_answer(reader)?;
+            let _fence = reader.option(head)?;
+            answer
+        }
+        13 => RawResponse::Promised(ack(reader)?),
+        14 => RawResponse::Prepared(manifest(reader)?, ack(reader)?),
+        _ => RawResponse::Aborted,
     })
+}
+
+fn head_answer<'a>(reader: &mut Reader<'a>) -> Result<RawResponse<'a>, FrameError> {
+    let (committed, expired) = (reader.option(head)?, reader.option(head)?);
+    let prepared = reader.list(|reader| Ok((manifest(reader)?, ack(reader)?)))?;
+    let _shard = reader.option(shard)?;
+    Ok(RawResponse::Head { committed, expired, prepared })
 }
 
 fn manifest<'a>(reader: &mut Reader<'a>) -> Result<RawManifest<'a>, FrameError> {
@@ -172,14 +223,19 @@ fn manifest<'a>(reader: &mut Reader<'a>) -> Result<RawManifest<'a>, FrameError> 
 
 fn head<'a>(reader: &mut Reader<'a>) -> Result<RawHead<'a>, FrameError> {
     let manifest = manifest(reader)?;
-    let acks = cut(reader, |reader| {
+    let acks = ack_list(reader)?;
+    let handover = reader.option(Reader::bytes)?.is_some();
+    Ok(RawHead { manifest, acks, handover })
+}
+
+/// A list of acks, its length included.
+fn ack_list<'a>(reader: &mut Reader<'a>) -> Result<&'a [u8], FrameError> {
+    cut(reader, |reader| {
         for _ in 0..reader.u64()? {
             ack(reader)?;
         }
         Ok(())
-    })?;
-    let handover = reader.option(Reader::bytes)?.is_some();
-    Ok(RawHead { manifest, acks, handover })
+    })
 }
 
 /// An ack's bytes.

@@ -30,6 +30,8 @@ enum Asked {
     Commit { id: Option<ManifestId> },
     Head { key: Key },
     Shard { key: Key, version: Version },
+    Never { id: Option<ManifestId> },
+    Abort,
 }
 
 /// What an answer said, for whoever hears it.
@@ -94,6 +96,21 @@ impl Auditor {
             }
             RawRequest::Head { key } => Asked::Head { key },
             RawRequest::Shard { key, version } => Asked::Shard { key, version },
+            RawRequest::Recall { key } => Asked::Head { key },
+            RawRequest::Never { manifest, .. } => Asked::Never { id: self.learn(&manifest) },
+            RawRequest::Abort { manifest, nevers } => {
+                if let Some(id) = self.learn(&manifest) {
+                    if self.book.aborts(id, nevers) {
+                        let known = self.book.get(id);
+                        self.aborted.insert((known.manifest.key, known.version()));
+                        self.never_certified(id);
+                    } else if correct {
+                        let what = format!("machine {from} sent {} as aborted, and its promises do not verify", self.name(id));
+                        self.find("I16", what);
+                    }
+                }
+                Asked::Abort
+            }
         }
     }
 
@@ -195,6 +212,15 @@ impl Auditor {
                     said.push(Said::Mark(mark::UNCERTIFIED));
                 }
             }
+            (Asked::Never { id: Some(id) }, RawResponse::Promised(never)) if correct => self.promise_is_honest(from, *id, never),
+            (Asked::Never { id: Some(id) }, RawResponse::Prepared(manifest, ack)) if correct => {
+                let (of, key) = (self.learn(manifest), self.book.get(*id).manifest.key);
+                match of.and_then(|of| Some((of, self.book.ack(of, ack)?))).filter(|(of, _)| self.book.get(*of).manifest.key == key) {
+                    Some((of, index)) => self.ack_is_honest(from, of, index),
+                    None => self
+                        .find("I9", format!("machine {from} says that it acked a rival of {}, and that does not verify", self.name(*id))),
+                }
+            }
             (Asked::Shard { key, version }, RawResponse::Shard) if correct => self.shard_is_in_time(from, key, version),
             (Asked::Shard { key, .. }, RawResponse::Superseded(head)) => {
                 let id = self.head_is_honest(from, correct, key, head, "answered");
@@ -231,6 +257,9 @@ impl Auditor {
         let mut found = Vec::new();
         if !same(first) && !forgotten {
             found.push(("I8", "acked a second manifest of"));
+        }
+        if node.promised.contains(&(key, version)) && !forgotten && node.lost_us.is_none() {
+            found.push(("I8", "acked what it had promised never to ack:"));
         }
         if known.manifest.holders[usize::from(index)] != node.peer {
             found.push(("I9", "signed in another's place for"));
@@ -349,6 +378,37 @@ impl Auditor {
                 None => node.served.remove(key),
             };
         }
+    }
+
+    /// I8: a correct holder that promised never to ack a version has not acked it, and will not.
+    fn promise_is_honest(&mut self, from: Machine, id: ManifestId, never: &[u8]) {
+        let index = self.book.promise(id, never);
+        let known = self.book.get(id);
+        let place = (known.manifest.key, known.version());
+        let Some(node) = self.nodes.get_mut(&from) else { return };
+        let mut found = Vec::new();
+        if index.and_then(|index| known.manifest.holders.get(usize::from(index))) != Some(&node.peer) {
+            found.push(("I9", "promised in another's place, or with a signature that does not verify, never to ack"));
+        }
+        let acked = node.acked.get(&place).map(|first| self.book.get(*first));
+        if acked.is_some_and(|acked| node.lost_us.is_none_or(|lost_us| lost_us < acked.first_us)) {
+            found.push(("I8", "promised never to ack, and had acked,"));
+        }
+        node.promised.insert(place);
+        for (invariant, what) in found {
+            let what = format!("machine {from} {what} {}", self.name(id));
+            self.find(invariant, what);
+        }
+    }
+
+    /// I8: what was aborted is never certified: its promises and its acks would share a correct holder.
+    fn never_certified(&mut self, id: ManifestId) {
+        let known = self.book.get(id);
+        if !known.certified() || self.beyond_f(&known.manifest.key, known.version(), known.version()) {
+            return;
+        }
+        let what = format!("{} is certified, and aborted", self.name(id));
+        self.find("I8", what);
     }
 
     /// I8: of one version and one holder set, one manifest is certified while its life lasts and at most `f` of the set are faulty.

@@ -13,9 +13,7 @@ use persona_fragments::{
     manifest::ManifestWire,
     wire,
 };
-use persona_mesh_proto::{
-    Put, PutOut, PutTask, Reply, Request, RequestFrame, ResponseFrame, Tag, Timing,
-};
+use persona_mesh_proto::{Put, PutOut, PutTask, Reply, Request, RequestFrame, ResponseFrame, Tag, Timing};
 
 use crate::{
     keys::Notary,

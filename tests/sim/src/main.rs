@@ -214,7 +214,12 @@ fn run_many(seeds: u64, from: u64, threads: Option<usize>, seconds: Option<u64>,
                     let mut summary = summary.lock().expect("no thread panics here");
                     summary.add(outcome);
                     if !json && summary.seeds.is_multiple_of(500) {
-                        eprintln!("{} seeds, {} violations, {:.0} s", summary.seeds, summary.violations.len(), started.elapsed().as_secs_f64());
+                        eprintln!(
+                            "{} seeds, {} violations, {:.0} s",
+                            summary.seeds,
+                            summary.violations.len(),
+                            started.elapsed().as_secs_f64()
+                        );
                     }
                 }
             });
@@ -274,7 +279,12 @@ fn run_mutants(seeds: u64, only: Option<&str>, seconds: u64, json: bool) -> Exit
         });
         let found = found.into_inner().expect("no thread panics here");
         let tried = next.into_inner().min(seeds);
-        let fate = Fate { name, killed: found.is_some(), seeds: found.as_ref().map_or(tried, |(seed, _)| seed + 1), by: found.map(|(_, what)| what) };
+        let fate = Fate {
+            name,
+            killed: found.is_some(),
+            seeds: found.as_ref().map_or(tried, |(seed, _)| seed + 1),
+            by: found.map(|(_, what)| what),
+        };
         if !json {
             let verdict = if fate.killed { "killed" } else { "ALIVE" };
             eprintln!("{:20} {verdict} after {} seeds: {}", fate.name, fate.seeds, fate.by.as_deref().unwrap_or(""));

@@ -40,7 +40,9 @@ fn key_of(request: &Request) -> Option<[u8; 32]> {
     match request {
         Request::Prepare { manifest, .. } => of(manifest),
         Request::Commit { head } => of(&head.manifest),
-        Request::Head { key, .. } | Request::Shard { key, .. } => Some(key.0),
+        Request::Head { key, .. } | Request::Shard { key, .. } | Request::Recall { key, .. } => Some(key.0),
+        Request::Never { manifest, .. } => of(manifest),
+        Request::Abort { aborted } => of(&aborted.manifest),
     }
 }
 
@@ -55,6 +57,9 @@ fn told(request: &Request) -> String {
             format!("HEAD{}{}", if fence.is_some() { " fenced" } else { "" }, if *with_shard { " with shard" } else { "" })
         }
         Request::Shard { version, .. } => format!("SHARD {version}"),
+        Request::Recall { .. } => "RECALL".into(),
+        Request::Never { manifest, .. } => format!("NEVER {}", version(manifest)),
+        Request::Abort { aborted } => format!("ABORT {}", version(&aborted.manifest)),
     }
 }
 
@@ -102,7 +107,10 @@ impl Observer for Teller {
             }
             What::GetEnds { op, outcome: GetOutcome::Value { head, fresh, .. } } => {
                 let version = wire::decode(head).ok().and_then(|wire| CertifiedHead::trusted(wire).ok());
-                println!("{at:10.6} get {op} ends {fresh:?} {}", version.map_or_else(|| "?".into(), |head| head.manifest.version.to_string()));
+                println!(
+                    "{at:10.6} get {op} ends {fresh:?} {}",
+                    version.map_or_else(|| "?".into(), |head| head.manifest.version.to_string())
+                );
             }
             What::PutBegins { op, machine, key } => println!("{at:10.6} put {op} at {machine} of {}", &hex(key)[..8]),
             What::GetBegins { op, machine, key, mode } => println!("{at:10.6} get {op} at {machine} of {} {mode:?}", &hex(key)[..8]),

@@ -15,10 +15,11 @@ use persona_audit::{
     history::{Change, Event as Told, What},
 };
 use persona_core::{
-    AgentKeys, Answer, Call, CallError, Config, Gossip, ImportKeys, Input, Judgement, Keep, Node, NodeKeys, Output, PublishError, RequestError,
+    AgentKeys, Answer, Call, CallError, Config, Gossip, ImportKeys, Input, Judgement, Keep, Node, NodeKeys, Output, PublishError,
+    RequestError,
 };
 use persona_fragments::{Classes, OwnerKey, PeerKey, Signature, Verifier};
-use persona_mesh_proto::{Now, PersistId, Request, RequestFrame, Table, Write};
+use persona_mesh_proto::{Now, PersistId, Request, RequestFrame, Table, Write, holder::lost_store_mark};
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
@@ -79,7 +80,8 @@ pub fn auditor(notary: Arc<Notary>) -> Box<dyn Observer> {
 
 /// The secrets of a plan's nodes, those that join later included.
 fn secrets(plan: &Plan) -> Vec<[u8; 32]> {
-    let secret = |number: usize| *blake3::Hasher::new().update(&plan.seed.to_le_bytes()).update(&number.to_le_bytes()).finalize().as_bytes();
+    let secret =
+        |number: usize| *blake3::Hasher::new().update(&plan.seed.to_le_bytes()).update(&number.to_le_bytes()).finalize().as_bytes();
     (0..plan.hosts + plan.joining).map(secret).collect()
 }
 
@@ -94,11 +96,15 @@ pub enum Kind {
     Head,
     /// `Shard`.
     Shard,
+    /// `Recall`.
+    Recall,
+    /// `Never` and `Abort`.
+    Never,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 4] = [Self::Prepare, Self::Commit, Self::Head, Self::Shard];
+    pub const ALL: [Self; 6] = [Self::Prepare, Self::Commit, Self::Head, Self::Shard, Self::Recall, Self::Never];
 
     fn of(request: &Request) -> Self {
         match request {
@@ -106,6 +112,8 @@ impl Kind {
             Request::Commit { .. } => Self::Commit,
             Request::Head { .. } => Self::Head,
             Request::Shard { .. } => Self::Shard,
+            Request::Recall { .. } => Self::Recall,
+            Request::Never { .. } | Request::Abort { .. } => Self::Never,
         }
     }
 }
@@ -186,12 +194,36 @@ impl Host {
 }
 
 enum Event {
-    Input { host: usize, life: u64, input: Input },
-    Frame { host: usize, asker: Asker, frame: Arc<Vec<u8>> },
-    Response { asker: Asker, number: Option<u64>, result: Result<Vec<u8>, RequestError> },
-    Gossip { host: usize, digest: [u8; 32], topic: Gossip, data: Arc<Vec<u8>> },
-    Synced { host: usize, life: u64, batches: usize },
-    Tick { host: usize, life: u64 },
+    Input {
+        host: usize,
+        life: u64,
+        input: Input,
+    },
+    Frame {
+        host: usize,
+        asker: Asker,
+        frame: Arc<Vec<u8>>,
+    },
+    Response {
+        asker: Asker,
+        number: Option<u64>,
+        result: Result<Vec<u8>, RequestError>,
+    },
+    Gossip {
+        host: usize,
+        digest: [u8; 32],
+        topic: Gossip,
+        data: Arc<Vec<u8>>,
+    },
+    Synced {
+        host: usize,
+        life: u64,
+        batches: usize,
+    },
+    Tick {
+        host: usize,
+        life: u64,
+    },
     /// Something that whoever drives the world wanted to be reminded of.
     Alarm(u64),
 }
@@ -491,6 +523,9 @@ impl World {
         assert!(!self.hosts[host].up(), "a disk is lost while nobody uses it");
         self.hosts[host].disk.clear();
         self.tell(What::DiskLost { machine: host as u32, noticed: true });
+        // What the daemon does when it finds its identity and no store.
+        let mark = lost_store_mark(self.clock(host).wall_ms);
+        self.write(host, vec![mark]);
     }
 
     /// A stored shard rots. Returns whether there was one.

@@ -211,7 +211,15 @@ pub fn root_message(batch: u16, root: &[u8; 32]) -> Vec<u8> {
 
 /// The hash of the leaf that holder `index` signed for: nobody sends it, everybody can make it.
 pub fn leaf_hash(manifest: &Manifest, manifest_hash: &[u8; 32], index: u8) -> [u8; 32] {
-    let kind = 0;
+    leaf_of(0, manifest, manifest_hash, index)
+}
+
+/// The hash of the leaf by which holder `index` promised never to ack this version (docs/spec/wire.md#abort-certificate).
+pub fn never_leaf_hash(manifest: &Manifest, index: u8) -> [u8; 32] {
+    leaf_of(1, manifest, &[0; 32], index)
+}
+
+fn leaf_of(kind: u64, manifest: &Manifest, manifest_hash: &[u8; 32], index: u8) -> [u8; 32] {
     let generation = 0;
     let leaf = manifest.version.write(Writer::new().varint(kind).raw(&manifest.key)).raw(manifest_hash).raw(&[index]).varint(generation);
     sha256(&[&[0x00], LEAF_LABEL, &leaf.finish()])
