@@ -26,7 +26,7 @@ use persona_core::{
 };
 use persona_fragments::{Ed25519Signer, Ed25519Verifier, OwnerKey};
 use persona_mesh::{HeadIndex, MeshCommand, MeshConfig, MeshEvent, MeshHandle, MeshLimits, Topic};
-use persona_mesh_proto::Table;
+use persona_mesh_proto::{PersistId, Table, holder::lost_store_mark};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
@@ -47,6 +47,9 @@ const STORE_EVENTS_MAX: usize = 1024;
 
 /// Changes of the keystore waiting for their turn: one or two for an import. Beyond it an import is refused, or tried again later.
 const KEEPS_WAITING_MAX: usize = 256;
+
+/// There while a lost store has not yet been marked in the new one.
+const STORE_LOST_FILE: &str = "store.lost";
 
 /// Is locked while a node runs on a state directory (docs/spec/store.md#lock).
 const LOCK_FILE: &str = "lock";
@@ -194,7 +197,16 @@ pub(crate) async fn up(options: Options) -> anyhow::Result<()> {
     let keystore = if first { Keystore::create(&options.dir, &secret, Cost::STANDARD)? } else { Keystore::open(&options.dir, &secret)? };
     let (store_events, mut from_store) = mpsc::channel(STORE_EVENTS_MAX);
     let path = options.dir.join(STORE_FILE);
+    let lost = options.dir.join(STORE_LOST_FILE);
+    if !first && !path.exists() {
+        // Written down before there is a new store: a crash in between must not make the loss forgotten.
+        files::replace(&lost, b"").context("cannot write down that the store is gone")?;
+    }
     let store = tokio::task::spawn_blocking(move || Store::open(&path, store_events)).await??;
+    if lost.exists() {
+        mark_lost(&store, &mut from_store).await?;
+        std::fs::remove_file(&lost).with_context(|| format!("cannot remove {}", lost.display()))?;
+    }
 
     let spent = Arc::new(crate::spent::Spent::default());
     let node_seed = keystore.node_seed();
@@ -326,6 +338,20 @@ pub(crate) async fn up(options: Options) -> anyhow::Result<()> {
     match failed {
         None => Ok(()),
         Some(reason) => bail!("the store has failed ({reason}): nothing more can be promised; start again once the disk is well"),
+    }
+}
+
+/// Says durably, in a new store, that the one before it is lost: from now on this node answers `Recovering` where it may have promised
+/// something (docs/spec/quorum.md#a-holder-that-lost-its-store).
+async fn mark_lost(store: &Store, from_store: &mut mpsc::Receiver<StoreEvent>) -> anyhow::Result<()> {
+    tracing::warn!(
+        "this node has an identity and no store: its shards and promises are lost, and it asks the other holders for what it must know"
+    );
+    store.submit(PersistId(0), vec![lost_store_mark(clock::now().wall_ms)])?;
+    match from_store.recv().await {
+        Some(StoreEvent::Persisted(_)) => Ok(()),
+        Some(StoreEvent::Failed(reason)) => bail!("cannot write to the new store: {reason}"),
+        None => bail!("the new store stopped"),
     }
 }
 

@@ -346,7 +346,7 @@ async fn status(State(app): State<App>) -> Reply {
         "ready": core.ready,
         "alone": core.alone,
         "agents": app.agents(core.agents),
-        "store": {"shards": core.shards_held, "bytes": core.shard_bytes, "sections": core.sections_held, "file_bytes": store.file_bytes},
+        "store": {"shards": core.shards_held, "bytes": core.shard_bytes, "sections": core.sections_held, "lost_ms": core.lost_store_ms, "file_bytes": store.file_bytes},
         "network": {"kad_table": view.kad_peers, "gossip_peers": gossip_peers},
         "canary": core.canary,
         "advice": app.advice(),

@@ -103,6 +103,29 @@ async fn what_was_put_alone_spreads_and_a_restarted_host_takes_nothing_back() ->
     no_errors_in_logs(&mesh)
 }
 
+/// A holder comes back with its identity and without its store: it says so, and again after a restart, and what it held is read all the
+/// same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_holder_that_lost_its_store_says_so() -> Result<()> {
+    let _turn = alone_on_this_machine().await;
+    let mut mesh = Mesh::start(persona_binary(), &MeshOptions::of(5, PASSPHRASE)).await?;
+    let ada = born(&mesh, 0, "ada").await?;
+    let before = mesh.node(3).api()?.get("/v1/status").await?;
+    ensure!(before.pointer("/store/lost_ms") == Some(&Value::Null), "{before}");
+    mesh.kill9(&[3]);
+    std::fs::remove_file(mesh.node(3).dir().join("store.redb")).context("its store")?;
+    for _ in 0..2 {
+        mesh.restart(&[3]).await?;
+        let status = mesh.node(3).api()?.get("/v1/status").await?;
+        ensure!(number(&status, "/store/lost_ms")? > 0, "{status}");
+        let alarms = list(&status, "/alarms")?;
+        ensure!(alarms.iter().any(|alarm| alarm.pointer("/kind") == Some(&Value::from("store-lost"))), "{status}");
+        is_itself(mesh.node(0).api()?, &ada).await?;
+        mesh.kill9(&[3]);
+    }
+    no_errors_in_logs(&mesh)
+}
+
 /// Every node of a mesh is killed at the same moment, and started again without any ticket. They find each other, at their old addresses,
 /// and everybody is there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -92,7 +92,7 @@ impl Liar {
         let Ok(mut frame) = ResponseFrame::from_bytes(&responses, asked.requests.len()) else { return Some(responses) };
         for (request, response) in asked.requests.iter().zip(&mut frame.responses) {
             let lie = self.lie_now();
-            if matches!(lie, Lie::Withhold) && (to.0[0] ^ self.rng.next_u32() as u8 & 1) % 2 == 0 {
+            if matches!(lie, Lie::Withhold) && (to.0[0] ^ self.rng.next_u32() as u8).is_multiple_of(2) {
                 return None;
             }
             self.twist(lie, to, request, response);
@@ -120,7 +120,7 @@ impl Liar {
             (Lie::Deny, Request::Head { .. }) => *response = Response::Head(HeadAnswer::default()),
             (Lie::Deny, Request::Shard { .. }) => *response = Response::Absent,
             (Lie::Stale, Request::Head { key, .. }) => self.show(key, true, response),
-            (Lie::TwoFaced, Request::Head { key, .. }) => self.show(key, to.0[0] % 2 == 0, response),
+            (Lie::TwoFaced, Request::Head { key, .. }) => self.show(key, to.0[0].is_multiple_of(2), response),
             (Lie::Corrupt, _) => match response {
                 Response::Head(HeadAnswer { shard: Some(ShardWire { index, bytes }), .. }) | Response::Shard { index, bytes } => {
                     self.corrupt(index, bytes);
@@ -144,7 +144,7 @@ impl Liar {
             (Lie::FalseFence, _) => {
                 // Some head that it really has: of this section, or of another one of anybody.
                 if let Some((oldest, newest)) = self.heads.values().nth(below(&mut self.rng, self.heads.len() as u64) as usize) {
-                    let head = if self.rng.next_u32() % 2 == 0 { oldest } else { newest };
+                    let head = if self.rng.next_u32().is_multiple_of(2) { oldest } else { newest };
                     *response = Response::Fenced { head: head.clone() };
                 }
             }
@@ -178,7 +178,7 @@ impl Liar {
     }
 
     fn forge(&mut self, answer: &mut HeadAnswer) {
-        if let Some(prepared) = answer.prepared.first().filter(|_| self.rng.next_u32() % 2 == 0) {
+        if let Some(prepared) = answer.prepared.first().filter(|_| self.rng.next_u32().is_multiple_of(2)) {
             // What is not certified yet becomes so by one holder's word, as often as it takes.
             let Ok(manifest) = SignedManifest::trusted(prepared.manifest.clone()) else { return };
             let acks = vec![prepared.ack.clone(); usize::from(manifest.shape.n() - manifest.shape.f())];

@@ -322,6 +322,7 @@ impl Run {
     }
 
     fn put(&mut self, home: usize, number: usize, document: usize, size: usize) {
+        let must = !self.storm && !self.agents[number].moved;
         let agent = &mut self.agents[number];
         let known = &mut agent.documents[document];
         known.begun += 1;
@@ -337,7 +338,7 @@ impl Run {
             require_level: None,
             content,
         };
-        self.ask(home, call, Asked::Put { agent: number, document, number: number_put, must: !self.storm });
+        self.ask(home, call, Asked::Put { agent: number, document, number: number_put, must });
     }
 
     /// Every document that had committed is read by its owner, and by a stranger.
@@ -508,7 +509,7 @@ impl Run {
                     [Mode::Any, Mode::Any, Mode::Regular, Mode::Regular, Mode::Atomic, Mode::Atomic][below(&mut self.load, 6) as usize];
                 let key = self.agents[number].documents[document].key;
                 // Every second one at the same place: what one reader saw binds that reader.
-                let reader = if dice % 2 == 0 { self.reader() } else { somebody };
+                let reader = if dice.is_multiple_of(2) { self.reader() } else { somebody };
                 self.fetch(reader, key, mode);
             }
             74..80 => {

@@ -237,6 +237,9 @@ struct Asker {
     number: u64,
 }
 
+/// A frame that is being answered: who asked, and what.
+type Inbound = (Asker, Arc<Vec<u8>>);
+
 /// A gossip message that a process has not judged yet.
 type Heard = ([u8; 32], Gossip, Arc<Vec<u8>>);
 
@@ -280,7 +283,7 @@ pub struct World {
     /// Requests that wait for their answer.
     open: BTreeSet<Asker>,
     /// Frames being answered, by host, process and number, with what was asked.
-    inbound: BTreeMap<(usize, u64, u64), (Asker, Arc<Vec<u8>>)>,
+    inbound: BTreeMap<(usize, u64, u64), Inbound>,
     heard: BTreeMap<[u8; 32], BTreeSet<usize>>,
     gossips: BTreeMap<(usize, u64, u64), Heard>,
     frames: u64,
