@@ -69,7 +69,7 @@ impl Mutant {
 }
 
 #[cfg(feature = "mutants")]
-std::thread_local! {
+thread_local! {
     static ACTIVE: std::cell::Cell<Option<Mutant>> = const { std::cell::Cell::new(None) };
 }
 
