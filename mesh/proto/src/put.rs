@@ -266,10 +266,17 @@ impl Put {
             Leg::new(*peer, !keeps, now)
         };
         let prepares = task.manifest.holders.iter().enumerate().map(leg).collect();
-        let mut put = Self {
+        let mut put = Self::with(task, timing, Phase::Preparing, prepares, now);
+        let mut out = Vec::new();
+        put.send_due(now, &mut out);
+        (put, out)
+    }
+
+    fn with(task: PutTask, timing: Timing, phase: Phase, prepares: Vec<Leg>, now: Now) -> Self {
+        Self {
             task,
             timing,
-            phase: Phase::Preparing,
+            phase,
             started_us: now.mono_us,
             prepares,
             acks: BTreeMap::new(),
@@ -278,9 +285,32 @@ impl Put {
             tags: BTreeMap::new(),
             last_tag: 0,
             last_refusal: None,
+        }
+    }
+
+    /// Read repair: hands the shards of a certified version back to holders that have none. Anybody who decoded it may: a shard verifies
+    /// against the manifest, and nobody is trusted. Only the holders at `lacking` are sent anything, for as long as background placement
+    /// lasts; the actions never say that it committed.
+    ///
+    /// # Panics
+    ///
+    /// If there is not one shard for each hash in the manifest.
+    pub fn repair(head: CertifiedHead, shards: Vec<Vec<u8>>, lacking: &[u8], timing: Timing, now: Now) -> (Self, Vec<PutOut>) {
+        let manifest = head.manifest.clone();
+        assert_eq!(shards.len(), manifest.shard_hashes.len(), "one shard for each holder");
+        let leg = |(index, peer): (usize, &PeerKey)| {
+            let state = if lacking.contains(&(index as u8)) { LegState::Waiting } else { LegState::Done };
+            Leg { state, ..Leg::new(*peer, true, now) }
         };
+        let prepares: Vec<Leg> = manifest.holders.iter().enumerate().map(leg).collect();
+        let commits = prepares.iter().filter(|leg| leg.waits()).map(|leg| (leg.peer, Leg::new(leg.peer, false, now))).collect();
+        let until_us = now.mono_us.saturating_add(timing.background_ms * 1000);
+        let task = PutTask { manifest, shards, renewal: false, keeps: Vec::new(), bystanders: Vec::new() };
+        let mut put = Self::with(task, timing, Phase::Placing { until_us }, prepares, now);
+        (put.commits, put.head) = (commits, Some(head));
         let mut out = Vec::new();
         put.send_due(now, &mut out);
+        put.advance(now, &mut out);
         (put, out)
     }
 

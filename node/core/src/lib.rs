@@ -21,6 +21,7 @@ mod own;
 mod pending;
 mod reads;
 mod recoveries;
+mod repairs;
 pub mod report;
 mod sections;
 mod settling;

@@ -11,7 +11,7 @@ use persona_fragments::{CertifiedHead, Classes, Equivocation, OwnerKey, PeerKey,
 use persona_mesh_proto::{
     Now, PersistId, ReadId, Table, Write,
     holder::{Holder, HolderLimits},
-    put::Timing as PutTiming,
+    put::{Put, Timing as PutTiming},
 };
 use rand_core::SeedableRng;
 
@@ -301,6 +301,7 @@ pub(crate) enum Op {
     Survey(Box<Survey>),
     Recover(Box<RecoverOp>),
     Settle(Box<SettleOp>),
+    Repair(Box<Put>),
 }
 
 /// Operations at once. Beyond it new calls get `Busy`; renewals wait for the next tick.
@@ -353,6 +354,8 @@ pub struct Node {
     pub(crate) keeps: BTreeMap<u64, AfterKeep>,
     pub(crate) floors: BTreeMap<SectionKey, Floor>,
     pub(crate) heads: BTreeMap<SectionKey, CertifiedHead>,
+    /// When this node last repaired a section, on the monotonic clock.
+    pub(crate) repaired: BTreeMap<SectionKey, u64>,
     /// Owners whose keys signed twice, with the proof.
     pub(crate) evidence: BTreeMap<OwnerKey, Equivocation>,
     pub(crate) registry: CommitmentRegistry,
@@ -411,6 +414,7 @@ impl Node {
             keeps: BTreeMap::new(),
             floors: BTreeMap::new(),
             heads: BTreeMap::new(),
+            repaired: BTreeMap::new(),
             evidence: BTreeMap::new(),
             registry: CommitmentRegistry::default(),
             messages: Messages::default(),
@@ -511,6 +515,7 @@ impl Node {
                 Some(Op::Survey(_)) => self.survey_done(id),
                 Some(Op::Recover(_)) => self.recovery_due(id),
                 Some(Op::Settle(_)) => self.settle_due(id),
+                Some(Op::Repair(_)) => self.repair_due(id),
                 None => {}
             }
         }
@@ -523,6 +528,7 @@ impl Node {
             Op::Survey(survey) => Some(survey.deadline_us),
             Op::Recover(recovery) => recovery.deadline(),
             Op::Settle(settling) => settling.deadline(),
+            Op::Repair(put) => put.deadline(),
         }
     }
 
@@ -532,6 +538,7 @@ impl Node {
     }
 
     fn expire_caches(&mut self) {
+        self.forget_repairs();
         let wall_ms = self.now.wall_ms;
         self.heads.retain(|_, head| head.manifest.expires_at_ms() > wall_ms);
         let gone: Vec<SectionKey> = self.floors.iter().filter(|(_, floor)| floor.until_ms <= wall_ms).map(|(key, _)| *key).collect();

@@ -172,7 +172,7 @@ impl Node {
         match self.ops.get(&op) {
             Some(Op::Put(_)) => self.put_looked_up(op, peers),
             Some(Op::Recover(_)) => self.recovery_looked_up(op, peers),
-            Some(Op::Survey(_) | Op::Settle(_)) => {}
+            Some(Op::Survey(_) | Op::Settle(_) | Op::Repair(_)) => {}
             Some(Op::Get(get)) => {
                 let known = self.known_head(&get.wanted.key);
                 let mut candidates = peers;
@@ -300,6 +300,7 @@ impl Node {
             self.count("gets_failed");
             return self.got(get.purpose, Err(error));
         }
+        self.repair_read(&value);
         let report = self.get_report(&get.wanted.label, get.wanted.mode, &value, get.started_us);
         self.count("gets");
         self.got(get.purpose, Ok(Got { value, report }));

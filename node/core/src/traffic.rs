@@ -186,6 +186,7 @@ impl Node {
             Some(Op::Survey(_)) => self.survey_reply(op, tag, reply),
             Some(Op::Recover(_)) => self.recovery_reply(op, tag, reply),
             Some(Op::Settle(_)) => self.settle_reply(op, tag, reply),
+            Some(Op::Repair(_)) => self.repair_reply(op, tag, reply),
             None => {}
         }
     }

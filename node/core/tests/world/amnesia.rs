@@ -2,7 +2,7 @@
 
 use persona_core::{Answer, Call, CallError, report::AnalysisReport};
 use persona_fragments::OwnerKey;
-use persona_mesh_proto::{Mode, Write, holder::lost_store_mark};
+use persona_mesh_proto::{Mode, Table, Write, holder::lost_store_mark};
 
 use crate::World;
 
@@ -52,6 +52,25 @@ fn a_holder_that_lost_its_store_recovers_and_is_refilled() {
     let analysis = world.analysis(0, ada, "doc/letter");
     assert!(analysis.holders.iter().all(|holder| holder.has_shard), "{:?}", analysis.holders);
     assert!(world.status(lost).counters["recoveries_done"] >= 1);
+}
+
+#[test]
+fn whoever_reads_gives_a_holder_its_shard_back_within_20_seconds() {
+    let mut world = World::of(12, 404);
+    let ada = world.create(0, "ada");
+    world.put(0, ada, "doc/letter", b"be kind").expect("it commits");
+    world.run_s(8);
+    let lost = world.holders(0, ada, "doc/letter")[2];
+    let section = world.section(0, ada, "doc/letter").expect("the section is known");
+    let key = persona_fragments::SectionKey::from_kad_key(&section.kad_key).expect("a section's key");
+    world.lose_store(lost);
+    let has_shard = |world: &World| world.hosts[lost].disk.keys().any(|(table, place)| *table == Table::Shard && place.starts_with(&key.0));
+    world.run_s(30);
+    assert!(!has_shard(&world), "nobody has asked for it, and its owner renews it in 20 minutes");
+    assert_eq!(world.get(0, ada, "doc/letter", Mode::Regular), Ok(b"be kind".to_vec()));
+    world.run_s(20);
+    assert!(has_shard(&world));
+    assert_eq!(world.status(0).counters["read_repairs"], 1);
 }
 
 #[test]
