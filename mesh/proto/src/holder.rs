@@ -335,6 +335,8 @@ struct PendingRead {
     key: SectionKey,
     index: u8,
     hash: Digest,
+    /// Of the version that it belongs to: a slow disk must not make it longer.
+    life: Life,
     /// The answer to `Head` that waits for its shard; `None`: `Shard` was asked.
     answer: Option<HeadAnswer>,
 }
@@ -547,9 +549,9 @@ impl Holder {
     }
 
     /// The value of a read.
-    pub fn read_done(&mut self, id: ReadId, value: Option<Vec<u8>>, _now: Now) -> Vec<HolderOut> {
+    pub fn read_done(&mut self, id: ReadId, value: Option<Vec<u8>>, now: Now) -> Vec<HolderOut> {
         let mut out = Vec::new();
-        let Some(PendingRead { call, key, index, hash, answer }) = self.reads.remove(&id) else { return out };
+        let Some(PendingRead { call, key, index, hash, life, answer }) = self.reads.remove(&id) else { return out };
         let bytes = value.filter(|bytes| content_hash(bytes) == hash);
         if bytes.is_none()
             && let Some(shard) = self.sections.get_mut(&key).and_then(|section| section.shards.get_mut(&hash))
@@ -557,6 +559,10 @@ impl Holder {
             shard.lost = true;
         }
         let response = match answer {
+            Some(HeadAnswer { committed, prepared, .. }) if life.over(now) => {
+                Response::Head(HeadAnswer { expired: committed, prepared, ..HeadAnswer::default() })
+            }
+            None if life.over(now) => Response::Absent,
             Some(answer) => Response::Head(HeadAnswer { shard: bytes.map(|bytes| ShardWire { index, bytes }), ..answer }),
             None => bytes.map_or(Response::Absent, |bytes| Response::Shard { index, bytes }),
         };
@@ -814,10 +820,10 @@ impl Holder {
         let served = self.live_head(&key, now).filter(|_| with_shard).map(|head| &head.head.manifest);
         let shard = served.and_then(|manifest| {
             let (stored, hash) = self.sections[&key].shard_of(&manifest.version)?;
-            (stored.manifest.hash() == manifest.hash()).then_some((stored.index, hash))
+            (stored.manifest.hash() == manifest.hash()).then_some((stored.index, hash, stored.life))
         });
-        let Some((index, hash)) = shard else { return Some(Response::Head(answer)) };
-        self.read(PendingRead { call, key, index, hash, answer: Some(answer) }, out);
+        let Some((index, hash, life)) = shard else { return Some(Response::Head(answer)) };
+        self.read(PendingRead { call, key, index, hash, life, answer: Some(answer) }, out);
         None
     }
 
@@ -859,8 +865,8 @@ impl Holder {
     fn shard(&mut self, call: CallId, key: SectionKey, version: Version, now: Now, out: &mut Vec<HolderOut>) -> Option<Response> {
         let section = self.sections.get(&key);
         let here = section.and_then(|section| section.shard_of(&version)).filter(|(stored, _)| !stored.life.over(now));
-        if let Some((index, hash)) = here.map(|(stored, hash)| (stored.index, hash)) {
-            self.read(PendingRead { call, key, index, hash, answer: None }, out);
+        if let Some((index, hash, life)) = here.map(|(stored, hash)| (stored.index, hash, stored.life)) {
+            self.read(PendingRead { call, key, index, hash, life, answer: None }, out);
             return None;
         }
         if self.forgot(&key) {

@@ -35,7 +35,7 @@ struct TagSigner {
     secret: [u8; 32],
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct TagVerifier {
     secrets: BTreeMap<[u8; 32], [u8; 32]>,
 }

@@ -392,6 +392,35 @@ fn expired_versions_are_neither_served_nor_kept() {
 }
 
 #[test]
+fn what_expires_while_the_disk_reads_is_not_served() {
+    let mut world = World::new(3, 9);
+    let mut ada = world.owner("ada", Class::Active, 2, 30_000);
+    let receipt = world.put(&mut ada, &[0, 1, 2, 3], b"thinking").expect("committed");
+    let (key, version) = (ada.section(), receipt.head.manifest.version);
+    let (before, after) = (world.now, world.now.plus_ms(33_000));
+    let (peer, signer, verifier) = (world.nodes[1].key, world.nodes[0].signer, world.verifier.clone());
+    let durable = world.nodes[0].durable.clone();
+    let holder = world.nodes[0].holder.as_mut().expect("up");
+    let requests = [Request::Head { key, fence: None, with_shard: true }, Request::Shard { key, version }];
+    for (number, request) in requests.into_iter().enumerate() {
+        let call = CallId(7_000 + number as u64);
+        let asked = holder.handle(call, peer, request, before, &signer, &verifier);
+        let Some(HolderOut::Read { id, table, key: place }) = asked.into_iter().next() else { panic!("the shard is read from the disk") };
+        let answer = match holder.read_done(id, durable.get(&(table, place)).cloned(), after).pop() {
+            Some(HolderOut::Reply { response, .. }) => response,
+            other => panic!("no answer: {other:?}"),
+        };
+        match answer {
+            Response::Head(answer) => {
+                assert!(answer.committed.is_none() && answer.shard.is_none(), "{answer:?}");
+                assert_eq!(answer.expired, Some(receipt.head.to_wire()));
+            }
+            other => assert_eq!(other, Response::Absent),
+        }
+    }
+}
+
+#[test]
 fn a_version_below_an_expired_certified_one_does_not_come_back() {
     let (mut world, mut ada, set) = seven();
     let first = world.put(&mut ada, &set, b"long-lived").expect("committed");
