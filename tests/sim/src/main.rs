@@ -56,9 +56,12 @@ enum Verb {
         /// Seeds that each may take
         #[arg(long, default_value_t = 20_000)]
         seeds: u64,
-        /// Only this one, by its name in Debug
-        #[arg(long)]
-        only: Option<String>,
+        /// Only these, by their names
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<String>,
+        /// Not these, by their names
+        #[arg(long, value_delimiter = ',')]
+        without: Vec<String>,
         /// Seconds that each may take
         #[arg(long, default_value_t = 600)]
         seconds: u64,
@@ -168,7 +171,7 @@ fn shrink(plan: &Plan) -> Plan {
 fn main() -> ExitCode {
     match Cli::parse().verb {
         Verb::Run { seeds, from, threads, seconds, json } => run_many(seeds, from, threads, seconds, json),
-        Verb::Mutants { seeds, only, seconds, json } => run_mutants(seeds, only.as_deref(), seconds, json),
+        Verb::Mutants { seeds, only, without, seconds, json } => run_mutants(seeds, &only, &without, seconds, json),
         Verb::Replay { seed, without, storm_ms, verbose, section } => {
             let mut plan = Plan::of(seed);
             plan.faults.retain(|fault| !without.contains(fault));
@@ -245,12 +248,17 @@ struct Fate {
     by: Option<String>,
 }
 
-fn run_mutants(seeds: u64, only: Option<&str>, seconds: u64, json: bool) -> ExitCode {
+fn run_mutants(seeds: u64, only: &[String], without: &[String], seconds: u64, json: bool) -> ExitCode {
+    let names: Vec<String> = Mutant::ALL.iter().map(|mutant| format!("{mutant:?}")).collect();
+    if let Some(unknown) = only.iter().chain(without).find(|name| !names.contains(name)) {
+        eprintln!("no mutant is called {unknown}; there are {}", names.join(", "));
+        return ExitCode::FAILURE;
+    }
     std::panic::set_hook(Box::new(|_| {}));
     let mut fates = Vec::new();
     for mutant in Mutant::ALL {
         let name = format!("{mutant:?}");
-        if only.is_some_and(|only| only != name) {
+        if !only.is_empty() && !only.contains(&name) || without.contains(&name) {
             continue;
         }
         let started = Instant::now();
