@@ -82,6 +82,8 @@ struct Document {
     ttl_ms: u64,
     begun: u64,
     committed: u64,
+    /// Its last put waits behind undecided versions, so that what had committed may have expired meanwhile.
+    stuck: bool,
 }
 
 struct Agent {
@@ -352,12 +354,12 @@ impl Run {
                 continue;
             };
             for document in 0..self.agents[number].documents.len() {
-                let Document { name, key, committed, .. } = &self.agents[number].documents[document];
-                let (name, key, committed) = (name.clone(), *key, *committed);
+                let Document { name, key, committed, stuck, .. } = &self.agents[number].documents[document];
+                let (name, key, committed, stuck) = (name.clone(), *key, *committed, *stuck);
                 if committed == 0 {
                     continue;
                 }
-                let must = !self.agents[number].moved;
+                let must = !self.agents[number].moved && !stuck;
                 let call = Call::GetSection { agent: self.agents[number].id, name, mode: Mode::Regular };
                 self.ask(home, call, Asked::Get { agent: number, document, committed: if must { committed } else { 0 }, must });
                 let stranger = (home + 1) % self.plan.hosts;
@@ -565,6 +567,7 @@ impl Run {
         match (asked, result) {
             (Asked::Put { agent, document, number, .. }, Ok(Answer::Put(report))) => {
                 let known = &mut self.agents[agent].documents[document];
+                known.stuck = false;
                 // With a bounded doubt, an older version may be read until that is over: no promise to compare with.
                 if report.stale_until_ms.is_none() {
                     known.committed = known.committed.max(number);
@@ -577,6 +580,7 @@ impl Run {
                 // Versions that can be neither completed nor given up keep a section from being written until they expire: known, said in
                 // docs/guarantees.md, and counted. The error is honest, and the put is tried again.
                 let undecided = matches!(error, CallError::NotEnoughHolders { .. });
+                self.agents[agent].documents[document].stuck |= undecided;
                 if must && undecided {
                     *self.out.marks.entry("stuck behind undecided versions".into()).or_default() += 1;
                 } else if must {
@@ -652,7 +656,7 @@ impl Run {
             .iter()
             .filter(|agent| !agent.moved)
             .flat_map(|agent| &agent.documents)
-            .any(|one| one.key == *section && one.committed > 0)
+            .any(|one| one.key == *section && one.committed > 0 && !one.stuck)
     }
 
     fn born(&mut self, host: usize, id: OwnerKey, name: &str, root: &[u8; 32], term: u64) {
@@ -665,7 +669,7 @@ impl Run {
             .map(|(i, (class, ttl_ms))| {
                 let name = format!("doc/{i}");
                 let key = SectionKey::derive(&id, &published_name(&secret, &name));
-                Document { name, key, class, ttl_ms: (ttl_ms / divisor).max(6_000), begun: 0, committed: 0 }
+                Document { name, key, class, ttl_ms: (ttl_ms / divisor).max(6_000), begun: 0, committed: 0, stuck: false }
             })
             .collect();
         let homes = BTreeSet::from([host]);
