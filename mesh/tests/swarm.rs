@@ -302,7 +302,7 @@ async fn a_request_has_its_own_timeout() {
 
 /// The other half of the next test: a node that prints its address and answers nothing but nines, until it is killed.
 #[tokio::test]
-#[ignore = "runs in a process of its own, which is killed"]
+#[ignore = "runs in a process of its own, which is killed: cargo test -p persona-mesh --test swarm a_killed_peer"]
 async fn victim() {
     let mut node = Node::start(config(66)).await;
     println!("\nvictim {}", node.address());

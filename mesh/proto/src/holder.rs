@@ -625,10 +625,7 @@ impl Holder {
         verifier: &dyn Verifier,
         out: &mut Vec<HolderOut>,
     ) -> Result<Option<Response>, Response> {
-        let manifest = SignedManifest::verify(manifest, verifier).map_err(|_| refused(Refusal::BadManifest))?;
-        if manifest.holders.get(usize::from(index)) != Some(&self.me) {
-            return Err(refused(Refusal::NotAHolder));
-        }
+        let manifest = self.as_holder(manifest, index, verifier)?;
         self.compare(&manifest, out);
         let life = self.in_time(&manifest, now)?;
         let (key, version) = (manifest.key, manifest.version);
@@ -882,6 +879,13 @@ impl Holder {
 
 // The rules.
 impl Holder {
+    /// The manifest, if its owner signed it and this node is its holder `index`.
+    fn as_holder(&self, manifest: ManifestWire, index: u8, verifier: &dyn Verifier) -> Result<SignedManifest, Response> {
+        let manifest = SignedManifest::verify(manifest, verifier).map_err(|_| refused(Refusal::BadManifest))?;
+        let is_holder = manifest.holders.get(usize::from(index)) == Some(&self.me);
+        if is_holder { Ok(manifest) } else { Err(refused(Refusal::NotAHolder)) }
+    }
+
     /// Tells of another manifest of the same version that is here. Both were verified.
     fn compare(&self, manifest: &SignedManifest, out: &mut Vec<HolderOut>) {
         let Some(section) = self.sections.get(&manifest.key) else { return };

@@ -11,7 +11,7 @@ const YOUNG_MS: u64 = 5_000;
 /// A section is repaired by this node at most once in so long, in microseconds.
 const AGAIN_US: u64 = 10_000_000;
 
-/// Repairs at once. Beyond it a get repairs nothing: the next one will.
+/// Sections that are remembered as repaired lately. Beyond it a get repairs nothing: a later one will.
 const REPAIRS_MAX: usize = 64;
 
 impl Node {
@@ -20,14 +20,8 @@ impl Node {
         let manifest = &value.head.manifest;
         let young = self.now.wall_ms < manifest.issued_at_ms.saturating_add(YOUNG_MS);
         let tried = self.repaired.get(&manifest.key).is_some_and(|at_us| self.now.mono_us < at_us + AGAIN_US);
-        let running = self.repaired.values().filter(|at_us| self.now.mono_us < **at_us + AGAIN_US).count();
-        if value.content.is_empty()
-            || value.fresh == Freshness::MaybeStale
-            || young
-            || tried
-            || running >= REPAIRS_MAX
-            || self.ops.len() >= OPS_MAX
-        {
+        let full = self.repaired.len() >= REPAIRS_MAX || self.ops.len() >= OPS_MAX;
+        if value.content.is_empty() || value.fresh == Freshness::MaybeStale || young || tried || full {
             return;
         }
         let recovering = |peer| value.answers.iter().any(|(other, said)| other == peer && *said == Answered::Recovering);

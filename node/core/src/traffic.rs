@@ -296,7 +296,8 @@ impl Node {
         let before = self.holder.stats().lost_store_ms;
         self.holder.load(Table::Meta, key, value, self.now).map_err(|error| error.to_string())?;
         if self.holder.stats().lost_store_ms != before {
-            let text = "this node lost its store: it says `Recovering` about each section of others until it has asked their other holders";
+            let text = "this node lost its store: it says `Recovering` about each section of others until it has asked their \
+                        other holders. Nothing has to be done for that; find out what became of the disk, and leave the other holders up meanwhile";
             self.alarm("store-lost", text.into());
         }
         Ok(())

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use chacha20::ChaCha8Rng;
-use persona_fragments::{Certificate, PeerKey, SectionKey, SignedManifest, Signer, Version, certificate::HeadWire, sign_batch};
+use persona_fragments::{Certificate, PeerKey, SectionKey, SignedManifest, Signer, certificate::HeadWire, sign_batch};
 use persona_mesh_proto::{
     Refusal, Request, RequestFrame, Response, ResponseFrame,
     message::{HeadAnswer, ShardWire},
@@ -204,9 +204,4 @@ impl Liar {
             }
         }
     }
-}
-
-/// The version in a head, if it decodes.
-pub fn version_of(head: &HeadWire) -> Option<Version> {
-    SignedManifest::trusted(head.manifest.clone()).ok().map(|manifest| manifest.version)
 }

@@ -60,8 +60,6 @@ pub struct Outcome {
     pub committed: u64,
     /// Takeovers that succeeded.
     pub moved: u64,
-    /// Messages delivered.
-    pub delivered: u64,
     /// Frames of requests.
     pub frames: u64,
     /// What may never happen and did.

@@ -4,7 +4,7 @@
 //! drops what it proves dead.
 
 use persona_fragments::{
-    AbortedVersion, AckLeaf, CertificateError, SectionKey, Signature, SignedManifest, Signer, Verifier, Version, certificate::AbortWire,
+    AbortedVersion, AckLeaf, CertificateError, SectionKey, Signature, Signer, Verifier, Version, certificate::AbortWire,
     manifest::ManifestWire, sign_batch, wire,
 };
 
@@ -32,10 +32,7 @@ impl Holder {
         verifier: &dyn Verifier,
         out: &mut Vec<HolderOut>,
     ) -> Result<Option<Response>, Response> {
-        let manifest = SignedManifest::verify(manifest, verifier).map_err(|_| refused(Refusal::BadManifest))?;
-        if manifest.holders.get(usize::from(index)) != Some(&self.me) {
-            return Err(refused(Refusal::NotAHolder));
-        }
+        let manifest = self.as_holder(manifest, index, verifier)?;
         if !manifest.verify_never_order(order, verifier) {
             return Err(refused(Refusal::BadOrder));
         }

@@ -398,6 +398,21 @@ fn holders_that_were_silent_for_a_while_are_holders_again_soon() {
 }
 
 #[test]
+fn what_expires_while_its_floor_is_written_is_not_returned() {
+    let mut world = World::of(6, 77);
+    let ada = world.create(0, "ada");
+    let mut call = document(ada, "doc/letter", b"be quick");
+    let Call::PutSection { ttl_ms, .. } = &mut call else { panic!("a put") };
+    *ttl_ms = Some(5_000);
+    let id = world.call(0, call);
+    world.put_answer(id).expect("it commits");
+    // Its floor takes 20 s to the disk; its life and the allowance are over after 15.
+    world.sync_us = 20_000_000;
+    let read = world.get(0, ada, "doc/letter", Mode::Regular);
+    assert!(matches!(read, Err(CallError::NotFound { .. })), "{read:?}");
+}
+
+#[test]
 fn what_was_put_alone_spreads_when_others_join() {
     let mut world = World::of(8, 132);
     let others: Vec<usize> = (1..8).collect();
