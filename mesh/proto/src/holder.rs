@@ -632,6 +632,7 @@ impl Holder {
         let hash = manifest.shard_hashes[usize::from(index)];
         if let Some(bytes) = &shard
             && !shard_matches(&manifest, index, bytes)
+            && !mutants::on(Mutant::AnyShard)
         {
             return Err(refused(Refusal::WrongShard));
         }
@@ -639,7 +640,11 @@ impl Holder {
         let section = self.sections.get(&key);
         let have_bytes = section.and_then(|section| section.shards.get(&hash)).is_some_and(|shard| !shard.lost);
         if let Some(stored) = section.and_then(|section| section.versions.get(&version)) {
-            if stored.manifest.hash() != manifest.hash() && !mutants::on(Mutant::TwoAcks) {
+            if stored.manifest.hash() != manifest.hash() {
+                if mutants::on(Mutant::TwoAcks) {
+                    let ack = sign_batch(&[manifest.ack_leaf(index)], signer).pop().expect("one leaf, one ack");
+                    return Err(Response::Acked { ack });
+                }
                 return Err(Response::Conflict { manifest: stored.manifest.wire().clone() });
             }
             let coming = stored.coming;
@@ -1223,6 +1228,7 @@ impl Section {
         }
         if let Some(floor) = self.floors.get(version) {
             match (floor.manifest_hash == manifest.hash(), floor.why) {
+                (_, Why::Never(_) | Why::Aborted) if mutants::on(Mutant::BreakNever) => {}
                 (_, Why::Never(_) | Why::Aborted) => return Err(refused(Refusal::Aborted)),
                 (true, Why::Learnt) => {}
                 (true, Why::Dropped) => return Err(refused(Refusal::Expired)),

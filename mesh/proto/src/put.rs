@@ -506,7 +506,8 @@ impl Put {
             self.head = Some(CertifiedHead { manifest: self.task.manifest.clone(), certificate });
             let older = self.live_older(now).flat_map(|set| set.holders.clone()).collect::<Vec<_>>();
             let untold = self.task.renewal && mutants::on(Mutant::RenewalUntold);
-            for peer in self.task.manifest.holders.iter().chain(&older).filter(|_| !untold) {
+            let hints = self.task.bystanders.iter().filter(|_| mutants::on(Mutant::CountHint));
+            for peer in self.task.manifest.holders.iter().chain(&older).chain(hints).filter(|_| !untold) {
                 self.commits.entry(*peer).or_insert_with(|| Leg::new(*peer, false, now));
             }
             self.phase = Phase::Committing { confirmed_us: None };
@@ -535,7 +536,11 @@ impl Put {
     fn advance_committing(&mut self, confirmed_us: Option<u64>, now: Now, out: &mut Vec<PutOut>) {
         let need = if self.task.renewal && mutants::on(Mutant::RenewalUntold) { 0 } else { self.need() };
         let head = self.head.clone().expect("certified before committing");
-        let have = self.confirmed(&self.task.manifest.holders);
+        let have = if mutants::on(Mutant::CountHint) {
+            self.commits.values().filter(|leg| leg.state == LegState::Done).count()
+        } else {
+            self.confirmed(&self.task.manifest.holders)
+        };
         if have < need {
             let out_count = self.task.manifest.holders.iter().filter(|peer| self.commits[*peer].state == LegState::Out).count();
             let hopeless = out_count > self.task.manifest.holders.len() - need;
@@ -557,7 +562,7 @@ impl Put {
                 return;
             }
             let until = set.expires_at_ms.saturating_add(clock_allowance_ms(self.task.manifest.class));
-            stale_until_ms = stale_until_ms.max(Some(until));
+            stale_until_ms = stale_until_ms.max(Some(until)).filter(|_| !mutants::on(Mutant::StaleUnsaid));
         }
         let (acks, placed) = (head.certificate.acks.len() as u8, self.acks.len() as u8);
         let shape = self.task.manifest.shape;

@@ -229,10 +229,11 @@ impl Auditor {
                 }
                 said.push(Said::Mark(mark::SUPERSEDED));
             }
-            (_, RawResponse::NeedShard) => said.push(Said::Mark(mark::NEED_SHARD)),
-            (_, RawResponse::Busy) => said.push(Said::Mark(mark::BUSY)),
-            (_, RawResponse::Recovering) => said.push(Said::Mark(mark::RECOVERING)),
-            (_, RawResponse::Conflict) => said.push(Said::Mark(mark::CONFLICT)),
+            // What a liar says proves nothing about what the others do.
+            (_, RawResponse::NeedShard) if correct => said.push(Said::Mark(mark::NEED_SHARD)),
+            (_, RawResponse::Busy) if correct => said.push(Said::Mark(mark::BUSY)),
+            (_, RawResponse::Recovering) if correct => said.push(Said::Mark(mark::RECOVERING)),
+            (_, RawResponse::Conflict) if correct => said.push(Said::Mark(mark::CONFLICT)),
             _ => {}
         }
         said
@@ -380,18 +381,20 @@ impl Auditor {
         }
     }
 
-    /// I8: a correct holder that promised never to ack a version has not acked it, and will not.
+    /// I8: a correct holder that promised never to ack a version has not acked it, unless that one's life was over by its clock, and will not.
     fn promise_is_honest(&mut self, from: Machine, id: ManifestId, never: &[u8]) {
         let index = self.book.promise(id, never);
         let known = self.book.get(id);
         let place = (known.manifest.key, known.version());
+        let late_ms = self.late_ms(&self.nodes[&from]);
         let Some(node) = self.nodes.get_mut(&from) else { return };
         let mut found = Vec::new();
         if index.and_then(|index| known.manifest.holders.get(usize::from(index))) != Some(&node.peer) {
             found.push(("I9", "promised in another's place, or with a signature that does not verify, never to ack"));
         }
         let acked = node.acked.get(&place).map(|first| self.book.get(*first));
-        if acked.is_some_and(|acked| node.lost_us.is_none_or(|lost_us| lost_us < acked.first_us)) {
+        let forgotten = acked.is_some_and(|acked| late_ms >= acked.over_ms());
+        if !forgotten && acked.is_some_and(|acked| node.lost_us.is_none_or(|lost_us| lost_us < acked.first_us)) {
             found.push(("I8", "promised never to ack, and had acked,"));
         }
         node.promised.insert(place);

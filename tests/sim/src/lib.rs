@@ -7,8 +7,10 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "a harness owns threads and clocks; what it runs does not")]
 
 pub mod cheat;
+pub mod churn;
 pub mod keys;
 pub mod liar;
+pub mod mangle;
 pub mod plan;
 pub mod run;
 pub mod tell;

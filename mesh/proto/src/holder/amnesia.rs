@@ -5,7 +5,12 @@
 
 use std::collections::BTreeMap;
 
-use persona_fragments::{CertifiedHead, SectionKey, SignedManifest, manifest::TTL_MS_MAX, wire};
+use persona_fragments::{
+    CertifiedHead, SectionKey, SignedManifest,
+    manifest::TTL_MS_MAX,
+    mutants::{self, Mutant},
+    wire,
+};
 
 use super::{Fence, Floor, Holder, HolderOut, Life, Rank, Then, Why, clock_allowance_ms, expiry_ms, host, prepared_key, rank};
 use crate::{
@@ -101,6 +106,9 @@ impl Try {
 impl Amnesia {
     /// Takes in one row; `None`: not one of these.
     pub(super) fn load(&mut self, key: &[u8], since_ms: u64, now: Now) -> Option<()> {
+        if key == MARK_KEY && mutants::on(Mutant::ForgetLoss) {
+            return Some(());
+        }
         if key == MARK_KEY {
             let left_ms = |end_ms: u64| end_ms.saturating_sub(now.wall_ms);
             let at_us = |left_ms: u64| now.mono_us.saturating_add(left_ms.saturating_mul(1000));
