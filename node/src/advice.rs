@@ -111,6 +111,7 @@ fn of_keystore(error: &KeystoreError) -> Known {
         KeystoreError::TooManyAgents => said("bad-request", "start another node for more: `persona up --dir DIR --join TICKET`"),
         KeystoreError::Cost(_) => said("no-memory", "free some memory, or run the node on a machine that has more, and try again"),
         KeystoreError::Io { source, .. } => of_io(source),
+        KeystoreError::Undecided(_) => said("disk", "check the disk, and start the node again: it reads what is really there"),
     }
 }
 
@@ -133,7 +134,7 @@ fn of_store(error: &StoreError) -> Known {
         StoreError::Foreign { .. } => said("damaged", "move the file away, or choose another --dir"),
         StoreError::Damaged { .. } => said(
             "damaged",
-            "restore the file from a copy of the disk; or move it away and start with an empty one, which the mesh treats as a lost disk",
+            "start the node again: it keeps what is whole, says what is lost, and leaves the damaged file beside the new one",
         ),
         StoreError::Newer { .. } => newer(),
         StoreError::Io { source, .. } => of_io(source),

@@ -14,7 +14,7 @@ use std::{
 };
 
 use chacha20::ChaCha20Rng;
-use persona::store::{Check, Store, StoreError, StoreEvent, StoreObserver, StoreStep, SubmitError};
+use persona::store::{Store, StoreError, StoreEvent, StoreObserver, StoreStep, SubmitError};
 use persona_mesh_proto::storage::{PersistId, Table, Write};
 use rand_core::{Rng, SeedableRng};
 use redb::StorageBackend;
@@ -22,8 +22,8 @@ use tokio::sync::mpsc::{self, error::TryRecvError};
 
 const SECTOR_BYTES: usize = 512;
 
-/// Power cuts in each of the four tests that count them.
-const CUTS: usize = 300;
+/// Power cuts in each of the two tests that count them.
+const CUTS: usize = 600;
 
 fn below(rng: &mut impl Rng, bound: usize) -> usize {
     usize::try_from(rng.next_u64() % bound as u64).unwrap()
@@ -327,7 +327,7 @@ struct Seen {
 fn fresh() -> Vec<u8> {
     let disk = Disk::default();
     let (events, _receiver) = mpsc::channel(8);
-    let store = Store::open_with_backend(disk.clone(), Check::Always, events, None).unwrap();
+    let store = Store::open_with_backend(disk.clone(), events, None).unwrap();
     assert!(store.is_new());
     store.close();
     drop(store);
@@ -335,7 +335,7 @@ fn fresh() -> Vec<u8> {
 }
 
 /// Opens, checks, writes, and cuts the power, `cuts` times on one disk after the other. Fails with the first broken promise.
-fn storm(seed: u64, cuts: usize, check: Check, torn: bool, lies: bool) -> Result<Seen, String> {
+fn storm(seed: u64, cuts: usize, torn: bool, lies: bool) -> Result<Seen, String> {
     let mut rng = ChaCha20Rng::seed_from_u64(seed);
     let fresh = fresh();
     let mut seen = Seen::default();
@@ -348,7 +348,7 @@ fn storm(seed: u64, cuts: usize, check: Check, torn: bool, lies: bool) -> Result
             disk.0.lock().unwrap().lies = lies;
             let conductor = Conductor::default();
             let (sender, mut events) = mpsc::channel(64);
-            match Store::open_with_backend(disk.clone(), check, sender, Some(conductor.observer())) {
+            match Store::open_with_backend(disk.clone(), sender, Some(conductor.observer())) {
                 Err(_) if disk.is_cut() => seen.while_opening += 1,
                 Err(error) => return Err(format!("cut {}: the store does not open: {error}", seen.cuts)),
                 Ok(store) => {
@@ -392,35 +392,25 @@ fn storm(seed: u64, cuts: usize, check: Check, torn: bool, lies: bool) -> Result
     Ok(seen)
 }
 
-fn survive(seed: u64, check: Check, torn: bool) {
-    let seen = storm(seed, CUTS, check, torn, false).unwrap();
+fn survive(seed: u64, torn: bool) {
+    let seen = storm(seed, CUTS, torn, false).unwrap();
     eprintln!("{seen:?}");
     assert!(seen.reports > CUTS && seen.unreported > CUTS / 2 && seen.while_opening > CUTS / 100, "{seen:?}");
 }
 
 #[test]
 fn power_cuts_lose_nothing_that_was_reported() {
-    survive(1, Check::Always, false);
+    survive(1, false);
 }
 
 #[test]
 fn power_cuts_that_tear_and_reorder_lose_nothing_that_was_reported() {
-    survive(2, Check::Always, true);
-}
-
-#[test]
-fn power_cuts_under_a_large_file_lose_nothing_that_was_reported() {
-    survive(3, Check::AfterCrash, false);
-}
-
-#[test]
-fn power_cuts_that_tear_and_reorder_under_a_large_file_lose_nothing_that_was_reported() {
-    survive(4, Check::AfterCrash, true);
+    survive(2, true);
 }
 
 #[test]
 fn the_oracle_notices_a_disk_that_does_not_sync() {
-    let caught = (5..10).filter(|seed| storm(*seed, 20, Check::Always, false, true).is_err()).count();
+    let caught = (5..10).filter(|seed| storm(*seed, 20, false, true).is_err()).count();
     assert_eq!(caught, 5);
 }
 
@@ -429,14 +419,14 @@ fn a_report_waits_for_the_sync() {
     let disk = Disk::new(fresh(), None);
     let conductor = Conductor::default();
     let (sender, mut events) = mpsc::channel(64);
-    let store = Store::open_with_backend(disk.clone(), Check::Always, sender, Some(conductor.observer())).unwrap();
+    let store = Store::open_with_backend(disk.clone(), sender, Some(conductor.observer())).unwrap();
     for round in 0..50 {
         store.submit(PersistId(round), vec![Write::set(Table::Prepared, "key", round.to_le_bytes())]).unwrap();
         conductor.turn();
         assert_eq!(next(&mut events), Some(StoreEvent::Persisted(vec![PersistId(round)])));
         // The word was given: from here on the durable image alone must do.
         let (sender, _events) = mpsc::channel(1);
-        let copy = Store::open_with_backend(Disk::new(disk.synced(), None), Check::Always, sender, None).unwrap();
+        let copy = Store::open_with_backend(Disk::new(disk.synced(), None), sender, None).unwrap();
         assert_eq!(copy.get(Table::Prepared, b"key").unwrap(), Some(round.to_le_bytes().to_vec()));
     }
     conductor.set_free();
@@ -448,7 +438,7 @@ fn a_report_waits_for_the_sync() {
 fn a_failed_sync_is_said_once_and_ends_the_store() {
     let disk = Disk::new(fresh(), None);
     let (sender, mut events) = mpsc::channel(64);
-    let store = Store::open_with_backend(disk.clone(), Check::Always, sender, None).unwrap();
+    let store = Store::open_with_backend(disk.clone(), sender, None).unwrap();
     store.submit(PersistId(1), vec![Write::set(Table::Shard, "kept", "1")]).unwrap();
     assert_eq!(next(&mut events), Some(StoreEvent::Persisted(vec![PersistId(1)])));
 
@@ -464,7 +454,7 @@ fn a_failed_sync_is_said_once_and_ends_the_store() {
     assert_eq!(next(&mut events), None, "nothing more is said");
 
     let (sender, _events) = mpsc::channel(64);
-    let store = Store::open_with_backend(Disk::new(disk.synced(), None), Check::Always, sender, None).unwrap();
+    let store = Store::open_with_backend(Disk::new(disk.synced(), None), sender, None).unwrap();
     assert_eq!(store.get(Table::Shard, b"kept").unwrap(), Some(b"1".to_vec()));
     assert_eq!(store.get(Table::Shard, b"more").unwrap(), None);
 }
@@ -474,7 +464,7 @@ fn what_waits_is_written_in_one_commit_and_before_closing() {
     let disk = Disk::new(fresh(), None);
     let conductor = Conductor::default();
     let (sender, mut events) = mpsc::channel(64);
-    let store = Store::open_with_backend(disk.clone(), Check::Always, sender, Some(conductor.observer())).unwrap();
+    let store = Store::open_with_backend(disk.clone(), sender, Some(conductor.observer())).unwrap();
     let opened = store.stats().unwrap();
     for id in 0..100 {
         store.submit(PersistId(id), vec![Write::set(Table::Shard, [id as u8], "value")]).unwrap();
