@@ -8,7 +8,8 @@
 //! call the next one a success), so every later submit is refused, the daemon exits, and the next start reads what is really there.
 
 use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
+    cell::Cell,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     path::Path,
     sync::{Arc, atomic::Ordering},
     thread::JoinHandle,
@@ -216,7 +217,8 @@ impl Store {
 
     /// [`Self::for_each`] of the keys that start with `prefix`.
     pub fn for_each_with_prefix(&self, table: Table, prefix: &[u8], mut visit: impl FnMut(&[u8], &[u8])) -> Result<u64, StoreError> {
-        self.read(|database| {
+        let visiting = Cell::new(false);
+        self.read_but(&visiting, |database| {
             let table = database.begin_read()?.open_table(format::definition(table))?;
             let mut visited = 0;
             for entry in table.range(prefix..)? {
@@ -224,7 +226,9 @@ impl Store {
                 if !key.value().starts_with(prefix) {
                     break;
                 }
+                visiting.set(true);
                 visit(key.value(), value.value());
+                visiting.set(false);
                 visited += 1;
             }
             Ok(visited)
@@ -270,11 +274,17 @@ impl Store {
 
     /// redb panics where pages that it reads contradict each other: the disk has changed them since they were verified.
     fn read<T>(&self, read: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, StoreError> {
+        self.read_but(&Cell::new(false), read)
+    }
+
+    /// [`Self::read`], where a panic is the caller's own while `theirs`.
+    fn read_but<T>(&self, theirs: &Cell<bool>, read: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, StoreError> {
         let Some(database) = self.inner.database.read().clone() else { return Err(StoreError::Closed) };
         let place = &self.inner.place;
         match catch_unwind(AssertUnwindSafe(|| read(&database))) {
             Ok(Err(redb::Error::DatabaseClosed)) => Err(StoreError::Closed),
             Ok(result) => result.map_err(|error| format::translate(error, place, "read")),
+            Err(panic) if theirs.get() => resume_unwind(panic),
             Err(_) => Err(StoreError::Damaged { place: place.clone(), detail: format::CONTRADICTION.to_owned() }),
         }
     }

@@ -267,6 +267,44 @@ fn damaged_stores_are_kept_and_never_replace_each_other() {
     }
 }
 
+/// Pages that change while the store is open are not looked for; but whatever redb makes of them, it is an error here and no panic.
+#[test]
+fn rot_under_an_open_store_is_an_error_and_no_panic() {
+    let rows = rows();
+    for (seed, fill) in [(1, 0xff), (2, 0x00), (3, 0x02), (4, 0x01)] {
+        let place = Place::new();
+        std::fs::write(&place.path, &files(&rows)[0]).unwrap();
+        let (store, _events) = open(&place.path).unwrap();
+        let whole = std::fs::read(&place.path).unwrap();
+        let mut rng = ChaCha20Rng::seed_from_u64(seed);
+        let mut rotten = whole.clone();
+        for page in 1..rotten.len() / PAGE_BYTES {
+            let at = page * PAGE_BYTES + usize::try_from(rng.next_u64() % 64).unwrap();
+            rotten[at..at + 64].fill(fill);
+        }
+        std::os::unix::fs::FileExt::write_all_at(&std::fs::File::options().write(true).open(&place.path).unwrap(), &rotten, 0).unwrap();
+        let mut refused = 0;
+        for (table, key) in rows.keys() {
+            refused += usize::from(store.get(*table, key).is_err());
+        }
+        for table in Table::ALL {
+            refused += usize::from(store.for_each(table, |_, _| ()).is_err());
+        }
+        let _ = store.stats();
+        assert!(refused > 0, "{fill:02x}");
+        store.close();
+    }
+}
+
+#[test]
+#[should_panic(expected = "the caller's own")]
+fn a_panic_of_whoever_reads_is_its_own() {
+    let place = Place::new();
+    std::fs::write(&place.path, &files(&rows())[0]).unwrap();
+    let (store, _events) = open(&place.path).unwrap();
+    let _ = store.for_each(Table::Own, |_, _| panic!("the caller's own"));
+}
+
 /// A failed sync leaves a file that reads well and is not on the disk. The next open writes all of it anew.
 #[test]
 fn after_a_failed_sync_the_store_is_written_anew() {

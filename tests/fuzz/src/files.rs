@@ -97,7 +97,7 @@ pub(crate) fn store_file() -> Vec<u8> {
 }
 
 /// The file as it is, and with a cheap cost and the right checksum. A cost that is in bounds may take a second: no fuzzer pays that.
-pub(crate) fn keystore(data: &[u8]) {
+pub(crate) fn keystore(data: &[u8]) -> bool {
     let mut file = data.to_vec();
     if let Some(cost) = file.get_mut(COST) {
         for (at, value) in [8_u32, 1, 1].into_iter().enumerate() {
@@ -109,16 +109,17 @@ pub(crate) fn keystore(data: &[u8]) {
         file[end..].copy_from_slice(&sum);
     }
     let memory = Memory(Arc::new(Mutex::new(Some(file))));
-    if let Ok(keystore) = Keystore::open_on(memory, Path::new("d"), &passphrase()) {
-        let _ = (keystore.node_seed(), keystore.node_key(), keystore.imports());
-        for entry in keystore.agents() {
-            keystore.agent(&entry.name).expect("an agent that is listed is there");
-        }
+    let Ok(keystore) = Keystore::open_on(memory, Path::new("d"), &passphrase()) else { return false };
+    let _ = (keystore.node_seed(), keystore.node_key(), keystore.imports());
+    for entry in keystore.agents() {
+        keystore.agent(&entry.name).expect("an agent that is listed is there");
     }
+    true
 }
 
 /// The pages of a store that does not open: header, then pages of 4 KiB.
-pub(crate) fn store(data: &[u8]) {
+pub(crate) fn store(data: &[u8]) -> bool {
     let mut bytes = 0;
     whole_rows(data, &mut |_, key, value| bytes += key.len() + value.len());
+    bytes > 0
 }

@@ -5,7 +5,7 @@ use std::{
     sync::OnceLock,
 };
 
-use persona_core::{AgentKeys, Answer, Call, Config, Gossip, Input, Node, NodeKeys, Output};
+use persona_core::{AgentKeys, Answer, Call, Config, Gossip, Input, Judgement, Node, NodeKeys, Output};
 use persona_fragments::{Ed25519Signer, PeerKey};
 use persona_mesh_proto::{Now, Table, Write};
 use zeroize::Zeroizing;
@@ -30,13 +30,14 @@ struct World {
     now: Now,
     rows: BTreeMap<(Table, Vec<u8>), Vec<u8>>,
     answers: Vec<Answer>,
+    judged: Option<Judgement>,
 }
 
 impl World {
     fn new() -> Self {
         let keys = NodeKeys { signer: Box::new(Ed25519Signer::from_seed(&[5; 32])), verifier: gullible(), secret: Zeroizing::new([6; 32]) };
         let now = Now { wall_ms: NOW_MS, mono_us: 1_000_000 };
-        Self { node: Node::new(keys, Config::default(), [7; 32], now), now, rows: BTreeMap::new(), answers: Vec::new() }
+        Self { node: Node::new(keys, Config::default(), [7; 32], now), now, rows: BTreeMap::new(), answers: Vec::new(), judged: None }
     }
 
     /// Feeds one input and what comes of it. Whatever is sent to others is lost.
@@ -60,6 +61,7 @@ impl World {
                     }
                     Output::Keep { id, .. } => inputs.push_back(Input::Kept { id, result: Ok(()) }),
                     Output::Lookup { id, .. } => inputs.push_back(Input::Found { id, peers: vec![PeerKey([9; 32])] }),
+                    Output::Judge { verdict, .. } => self.judged = Some(verdict),
                     Output::Reply { result: Ok(answer), .. } => self.answers.push(answer),
                     _ => {}
                 }
@@ -110,37 +112,44 @@ pub(crate) fn joined(parts: &[Vec<u8>]) -> Vec<u8> {
 }
 
 /// Frames of requests, one after the other: what one stores the next one meets.
-pub(crate) fn frames(data: &[u8]) {
+pub(crate) fn frames(data: &[u8]) -> bool {
+    let rows = stored_by(data);
+    // What a node stored is what it reads.
+    let mut again = World::new();
+    for Write { table, key, value } in &rows {
+        again.node.load(*table, key, value.as_deref().unwrap_or_default()).expect("a node reads what it wrote");
+    }
+    !rows.is_empty()
+}
+
+/// What a node has on its disk after those frames and half a minute.
+pub(crate) fn stored_by(data: &[u8]) -> Vec<Write> {
     let mut world = World::new();
     for (inbound, frame) in parts(data).into_iter().enumerate() {
         world.feed(Input::Frame { inbound: inbound as u64, from: PeerKey([9; 32]), frame: frame.to_vec() });
     }
     world.later(1);
     world.later(20);
-    let rows = world.rows;
-    // And what it stored is what it reads.
-    let mut again = World::new();
-    for ((table, key), value) in &rows {
-        again.node.load(*table, key, value).expect("a node reads what it wrote");
-    }
+    world.rows.into_iter().map(|((table, key), value)| Write::set(table, key, value)).collect()
 }
 
 /// Gossip: the topic (announcements, alerts, a lane), and a message.
-pub(crate) fn gossip(data: &[u8]) {
-    let Some((topic, data)) = data.split_first() else { return };
+pub(crate) fn gossip(data: &[u8]) -> bool {
+    let Some((topic, data)) = data.split_first() else { return false };
     let topic = match topic {
         0 => Gossip::Announce,
         1 => Gossip::Alerts,
-        lane => Gossip::Messages(lane % 8),
+        lane => Gossip::Messages((lane - 2) % 8),
     };
     let mut world = World::new();
     add_agent(&mut world, &born().rows);
     world.feed(Input::Gossip { message: 1, topic, data: data.to_vec() });
     world.later(1);
+    world.judged == Some(Judgement::Accept)
 }
 
 /// The rows of a disk: each is a part of table, length of the key, key and value.
-pub(crate) fn rows(data: &[u8]) {
+pub(crate) fn rows(data: &[u8]) -> bool {
     let rows: Vec<Write> = parts(data)
         .into_iter()
         .filter_map(|part| {
@@ -153,19 +162,22 @@ pub(crate) fn rows(data: &[u8]) {
     // In place of the agent's own, where they have the same key.
     let own = born().rows.iter().filter(|own| !rows.iter().any(|row| row.table == own.table && row.key == own.key));
     let all: Vec<Write> = own.cloned().chain(rows.iter().cloned()).collect();
-    add_agent(&mut world, &all);
+    let taken_up = add_agent(&mut world, &all);
     let _ = world.node.heads_to_serve();
     let _ = world.node.forget_strays();
     world.later(1);
     world.later(60);
+    taken_up
 }
 
-fn add_agent(world: &mut World, rows: &[Write]) {
+/// Loads rows, and takes up the agent. Says whether all of that went well.
+fn add_agent(world: &mut World, rows: &[Write]) -> bool {
+    let mut loaded = true;
     for Write { table, key, value } in rows {
         let value = value.as_deref().unwrap_or_default();
-        let _ = world.node.load(*table, key, value);
+        loaded &= world.node.load(*table, key, value).is_ok();
         world.rows.insert((*table, key.clone()), value.to_vec());
     }
     let keys = AgentKeys { name: "ada".into(), root: Zeroizing::new(born().root), term: 1 };
-    let _ = world.node.add_agent(keys);
+    world.node.add_agent(keys).is_ok() && loaded
 }

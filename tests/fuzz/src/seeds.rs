@@ -1,5 +1,7 @@
 //! Sound inputs, from which a fuzzer begins, and what the targets need of a world. All of it follows from fixed seeds.
 
+use std::collections::BTreeSet;
+
 use chacha20::ChaCha20Rng;
 use persona_agent::{
     Announcement, Birth, Card, Commitment, Genesis, Identity, Index, IndexEntry, Interaction, Kind, Mode, Outgoing, PairState, Personality,
@@ -7,9 +9,9 @@ use persona_agent::{
 };
 use persona_bootstrap::{AddressBook, Ticket};
 use persona_fragments::{
-    AbortedVersion, Certificate, CertifiedHead, Class, Digest, Ed25519Signer, Ed25519Verifier, EpochKey, Equivocation, Fields, Manifest,
-    OlderSet, OwnerKey, PeerKey, RecoveryKey, SealContext, SectionKey, Shape, SignedManifest, Signer as _, Version, coding, encode, seal,
-    sign_batch, wire,
+    AbortedVersion, Certificate, CertifiedHead, Class, DeviceId, Digest, Ed25519Signer, Ed25519Verifier, EpochKey, Equivocation, Fields,
+    Manifest, OlderSet, OwnerKey, PeerKey, RecoveryKey, SealContext, SectionKey, Shape, SignedManifest, Signer as _, Version, coding,
+    encode, seal, sign_batch, wire,
 };
 use persona_mesh_proto::{Request, RequestFrame, Response, ResponseFrame, Table};
 use rand_core::SeedableRng as _;
@@ -118,6 +120,12 @@ fn requests() -> Vec<Request> {
     ]
 }
 
+/// What the sealed section of the seeds is bound to.
+pub(crate) fn seal_context() -> SealContext {
+    let content_version = Version { term: 1, device: DeviceId([3; 32]), seq: 1 };
+    SealContext { agent: OwnerKey([1; 32]), section: SectionKey([2; 32]), content_version }
+}
+
 /// An agent.
 pub(crate) fn identity(seed: u8) -> Identity {
     let root = RootSecret::from_bytes([seed; 32]);
@@ -148,8 +156,8 @@ pub(crate) fn hello() -> Vec<u8> {
 }
 
 /// What agent 2 has of agent 1 after it.
-pub(crate) fn pair(seed: u8) -> PairState {
-    envelope::receive(&hello(), &Ed25519Verifier, &identity(seed), None, &card(1), 1).1.expect("accepted").pair
+pub(crate) fn pair() -> PairState {
+    envelope::receive(&hello(), &Ed25519Verifier, &identity(2), None, &card(1), 1).1.expect("accepted").pair
 }
 
 fn list(fields: &Fields) -> Vec<u8> {
@@ -232,14 +240,9 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
             vec![frame(responses), frame(vec![head]), frame(vec![Response::Shard { index: 0, bytes: content(45) }])]
         }
         "section" => {
-            let context = SealContext {
-                agent: OwnerKey([1; 32]),
-                section: SectionKey([2; 32]),
-                content_version: Version { term: 1, device: persona_fragments::DeviceId([3; 32]), seq: 1 },
-            };
             let fields = Fields::new().with("a", *b"one").with("b", *b"two");
             let key = EpochKey::generate(1, &mut rng(1));
-            let sealed = seal::seal(&fields, &key, &RecoveryKey::from_bytes([4; 32]), &context, &mut rng(2)).expect("small");
+            let sealed = seal::seal(&fields, &key, &RecoveryKey::from_bytes([4; 32]), &seal_context(), &mut rng(2)).expect("small");
             vec![sealed, seal::publish(b"public").expect("small")]
         }
         "shards" => [(4, 2, 90), (7, 3, 10), (10, 5, 200), (3, 2, 7)]
@@ -263,7 +266,7 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
         "personality" => vec![list(&person(1).to_fields())],
         "index" => vec![list(&index().to_fields())],
         "relationship" => vec![list(&relationship().to_fields(identity(1).signer()))],
-        "pair" => vec![list(&pair(2).to_fields()), list(&PairState::new(&identity(1), &card(2)).to_fields())],
+        "pair" => vec![list(&pair().to_fields()), list(&PairState::new(&identity(1), &card(2)).to_fields())],
         "ticket" => {
             let ticket = Ticket::new("home", &["/ip4/127.0.0.1/tcp/4001", "/dns4/example.org/tcp/4001"]).expect("sound");
             vec![ticket.to_string().into_bytes(), wire::encode(&ticket)]
@@ -286,27 +289,31 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
             vec![file[..file.len() - 4].to_vec()]
         }
         "recovery_file" => vec![recovery().encode().into_bytes(), wire::encode(&recovery())],
-        "node_frames" => {
-            let frame = |request: &Request| RequestFrame { requests: vec![request.clone()] }.to_bytes();
-            let requests = requests();
-            let story = |picked: &[usize]| node::joined(&picked.iter().map(|nth| frame(&requests[*nth])).collect::<Vec<_>>());
-            vec![story(&[0, 2, 3, 5]), story(&[0, 1, 7]), story(&[4, 0, 2]), story(&[7, 0, 8]), story(&[2, 6, 3]), story(&[0, 8, 0])]
-        }
-        "node_rows" => node::born()
-            .rows
-            .iter()
-            .map(|row| {
+        "node_frames" => stories(),
+        "node_rows" => {
+            let born = node::born().rows.clone();
+            let held = stories().into_iter().flat_map(|story| node::stored_by(&story));
+            let rows = born.into_iter().chain(held).map(|row| {
                 let table = Table::ALL.iter().position(|table| *table == row.table).unwrap_or_default() as u8;
-                let value = row.value.as_deref().unwrap_or_default();
-                node::joined(&[[&[table, row.key.len() as u8][..], &row.key, value].concat()])
-            })
-            .collect(),
+                [&[table, row.key.len() as u8][..], &row.key, row.value.as_deref().unwrap_or_default()].concat()
+            });
+            let rows: BTreeSet<Vec<u8>> = rows.collect();
+            rows.into_iter().map(|row| node::joined(&[row])).collect()
+        }
         #[cfg(feature = "node")]
         "keystore" => crate::files::keystore_files(),
         #[cfg(feature = "node")]
         "store" => vec![crate::files::store_file()],
         _ => Vec::new(),
     }
+}
+
+/// Requests to one holder, one after the other.
+fn stories() -> Vec<Vec<u8>> {
+    let requests = requests();
+    let frame = |nth: &usize| RequestFrame { requests: vec![requests[*nth].clone()] }.to_bytes();
+    let story = |picked: &[usize]| node::joined(&picked.iter().map(frame).collect::<Vec<_>>());
+    vec![story(&[0, 2, 3, 5]), story(&[0, 1, 7]), story(&[4, 0, 2]), story(&[7, 0, 8]), story(&[2, 6, 3]), story(&[0, 8, 0])]
 }
 
 fn commitment() -> Commitment {
