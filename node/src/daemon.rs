@@ -220,6 +220,7 @@ pub(crate) async fn up(options: Options) -> anyhow::Result<()> {
         signer: Box::new(crate::spent::TimedSigner::new(Ed25519Signer::from_seed(&node_seed), Arc::clone(&spent))),
         verifier: Arc::new(crate::spent::TimedVerifier::new(Ed25519Verifier, Arc::clone(&spent))),
         secret: keystore.node_key(),
+        owner_signer: persona_core::ed25519_owner(),
     };
     let mut node = Node::new(keys, Config::default(), seed, clock::now());
     load(&mut node, &store)?;

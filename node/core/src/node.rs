@@ -6,7 +6,7 @@ use std::{
 };
 
 use chacha20::ChaCha20Rng;
-use persona_agent::CommitmentRegistry;
+use persona_agent::{CommitmentRegistry, RootSecret};
 use persona_fragments::{CertifiedHead, Classes, Equivocation, OwnerKey, PeerKey, SectionKey, Signer, Verifier};
 use persona_mesh_proto::{
     Now, PersistId, ReadId, Table, Write,
@@ -74,6 +74,16 @@ pub struct NodeKeys {
     pub verifier: Arc<dyn Verifier>,
     /// 32 secret bytes of this node, from which its own sections' keys are derived.
     pub secret: zeroize::Zeroizing<[u8; 32]>,
+    /// What signs the sections of whoever has this root secret: [`ed25519_owner`], unless a harness has cheaper signatures.
+    pub owner_signer: OwnerSigner,
+}
+
+/// Makes a signer of a root secret. Its public key is the owner's id, whatever it signs with.
+pub type OwnerSigner = Arc<dyn Fn(&RootSecret) -> Box<dyn Signer> + Send + Sync>;
+
+/// Owners sign with Ed25519, as everybody else expects.
+pub fn ed25519_owner() -> OwnerSigner {
+    Arc::new(|root| Box::new(root.signer()))
 }
 
 /// A gossip topic of docs/spec/gossip.md#topics.
@@ -391,7 +401,7 @@ impl Node {
     /// A node with nothing in it. Its stored records follow with [`Node::load`], its agents with [`Node::add_agent`].
     pub fn new(keys: NodeKeys, config: Config, seed: [u8; 32], now: Now) -> Self {
         let me = PeerKey(keys.signer.public_key());
-        let owner = Owner::of_node(&keys.secret);
+        let owner = Owner::of_node(&keys.secret, &keys.owner_signer);
         let node_owner = owner.id;
         let mut node = Self {
             me,

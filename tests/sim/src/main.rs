@@ -22,6 +22,10 @@ use persona_sim::{
 };
 use serde::Serialize;
 
+/// A seed is millions of small allocations.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[derive(Parser)]
 #[command(name = "persona-sim", about = "Whole meshes in one thread under virtual time: every fault, every order of events, from a seed")]
 struct Cli {

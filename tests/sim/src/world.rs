@@ -458,12 +458,12 @@ impl World {
         let mut seed = [0; 32];
         rand_core::Rng::fill_bytes(&mut self.rng, &mut seed);
         let verifier: Arc<dyn Verifier> = self.notary.clone();
-        let signer = self.signer_of(host);
+        let (signer, owner_signer) = (self.signer_of(host), self.notary.owner_signer(self.real_signatures));
         let machine = &mut self.hosts[host];
         if machine.node.is_some() {
             return;
         }
-        let keys = NodeKeys { signer, verifier, secret: Zeroizing::new(machine.secret) };
+        let keys = NodeKeys { signer, verifier, secret: Zeroizing::new(machine.secret), owner_signer };
         let mut node = Node::new(keys, self.config.clone(), seed, now);
         let mut broken = Vec::new();
         for ((table, key), value) in &machine.disk {
@@ -603,8 +603,8 @@ impl World {
         }
         let tick = matches!(input, Input::Tick);
         let outputs = node.handle(input, now);
-        let busy = tick && outputs.is_empty() && node.deadline() <= now.mono_us;
         let deadline = node.deadline();
+        let busy = tick && outputs.is_empty() && deadline <= now.mono_us;
         let machine = &mut self.hosts[host];
         machine.idle_ticks = if busy { machine.idle_ticks + 1 } else { 0 };
         if machine.idle_ticks == IDLE_TICKS_MAX {
