@@ -223,11 +223,12 @@ impl Store {
             let mut visited = 0;
             for entry in table.range(prefix..)? {
                 let (key, value) = entry?;
-                if !key.value().starts_with(prefix) {
+                let (key, value) = (key.value(), value.value());
+                if !key.starts_with(prefix) {
                     break;
                 }
                 visiting.set(true);
-                visit(key.value(), value.value());
+                visit(key, value);
                 visiting.set(false);
                 visited += 1;
             }
@@ -269,7 +270,9 @@ impl Store {
         let Some(writer) = self.inner.writer.lock().take() else { return };
         // The writer catches its own panics and turns them into `Failed`.
         let _ = writer.join();
-        *self.inner.database.write() = None;
+        // redb's last words to a file that was altered under it may be a panic, too. All that was reported is on the disk.
+        let database = self.inner.database.write().take();
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(database)));
     }
 
     /// redb panics where pages that it reads contradict each other: the disk has changed them since they were verified.

@@ -186,7 +186,7 @@ fn any_damaged_bit_of_the_header_is_noticed_or_does_not_matter() {
     let mut seen = Seen::default();
     for (name, whole) in [("closed", &closed), ("killed", &killed)] {
         // The second is also what the first was before its close.
-        for at in (0..320).step_by(if name == "closed" { 1 } else { 3 }) {
+        for at in (0..320).step_by(if name == "closed" { 1 } else { 7 }) {
             let mut bytes = whole.clone();
             bytes[at] ^= 1 << (at % 8);
             // The newest commit of a killed store is not to be told from one that a power cut has torn.

@@ -156,10 +156,13 @@ async fn a_damaged_store_keeps_what_is_whole_and_its_agent_comes_home_in_a_highe
         ensure!(number(&status, "/store/lost_ms")? > 0, "{status}");
     }
     let api = mesh.node(0).api()?;
-    until("ada to live here again", PATIENCE, async || Ok((states_on(api, &ada.id).await? == ["live"]).then_some(()))).await?;
-    let agents = api.get("/v1/agents").await?;
-    let lives = list(&agents, "/agents")?.iter().find(|agent| agent["agent"] == ada.id.as_str()).context("ada")?;
-    ensure!(number(lives, "/term")? == 2, "{lives}");
+    let lives = until("ada to live here again", PATIENCE, async || {
+        let agents = api.get("/v1/agents").await?;
+        let ada = list(&agents, "/agents")?.iter().find(|agent| agent["agent"] == ada.id.as_str() && agent["state"] == "live");
+        Ok(ada.cloned())
+    });
+    let lives = lives.await?;
+    ensure!(number(&lives, "/term")? == 2, "{lives}");
     is_itself(api, &ada).await?;
     ensure!(notes_of(api, &ada).await? == b"kept through the damage");
     put_notes(&mesh, 0, "ada", b"and written again").await?.json().context("section put")?;

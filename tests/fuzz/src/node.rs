@@ -35,7 +35,12 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let keys = NodeKeys { signer: Box::new(Ed25519Signer::from_seed(&[5; 32])), verifier: gullible(), secret: Zeroizing::new([6; 32]) };
+        let keys = NodeKeys {
+            signer: Box::new(Ed25519Signer::from_seed(&[5; 32])),
+            verifier: gullible(),
+            secret: Zeroizing::new([6; 32]),
+            owner_signer: persona_core::ed25519_owner(),
+        };
         let now = Now { wall_ms: NOW_MS, mono_us: 1_000_000 };
         Self { node: Node::new(keys, Config::default(), [7; 32], now), now, rows: BTreeMap::new(), answers: Vec::new(), judged: None }
     }
