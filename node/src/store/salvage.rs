@@ -150,7 +150,7 @@ fn aside(path: &Path, nth: usize) -> PathBuf {
 }
 
 /// Shows every whole row of a store in memory: of its newest commit, table by table.
-pub fn whole_rows(store: &[u8], visit: &mut dyn FnMut(Table, &[u8], &[u8])) {
+pub fn whole_rows(store: &[u8], mut visit: impl FnMut(Table, &[u8], &[u8])) {
     let pages = Pages { len: store.len() as u64, read: &|offset, out| read_from(store, offset, out) };
     let found = pages.newest();
     for table in Table::ALL {
@@ -300,7 +300,11 @@ impl Pages<'_> {
             Some(&BRANCH) if depth < DEPTH_MAX => {
                 let Some(children) = branch(&page, tree.checksum) else { return false };
                 drop(page);
-                children.into_iter().fold(true, |whole, child| self.walk(child, depth + 1, visit) && whole)
+                let mut whole = true;
+                for child in children {
+                    whole &= self.walk(child, depth + 1, visit);
+                }
+                whole
             }
             _ => false,
         }

@@ -120,6 +120,6 @@ pub(crate) fn keystore(data: &[u8]) -> bool {
 /// The pages of a store that does not open: header, then pages of 4 KiB.
 pub(crate) fn store(data: &[u8]) -> bool {
     let mut bytes = 0;
-    whole_rows(data, &mut |_, key, value| bytes += key.len() + value.len());
+    whole_rows(data, |_, key, value| bytes += key.len() + value.len());
     bytes > 0
 }
