@@ -6,21 +6,20 @@
 //! that were submitted after it, in their order.
 #![allow(clippy::disallowed_methods, reason = "threads and time limits of tests")]
 
+mod common;
+
 use std::{
-    collections::BTreeMap,
     io,
     sync::{Arc, Condvar, Mutex},
-    time::{Duration, Instant},
 };
 
 use chacha20::ChaCha20Rng;
+use common::*;
 use persona::store::{Store, StoreError, StoreEvent, StoreObserver, StoreStep, SubmitError};
 use persona_mesh_proto::storage::{PersistId, Table, Write};
 use rand_core::{Rng, SeedableRng};
 use redb::StorageBackend;
-use tokio::sync::mpsc::{self, error::TryRecvError};
-
-const SECTOR_BYTES: usize = 512;
+use tokio::sync::mpsc;
 
 /// Power cuts in each of the two tests that count them.
 const CUTS: usize = 600;
@@ -43,13 +42,6 @@ impl Unsynced {
             Self::SetLen(len) => image.resize(*len, 0),
         }
     }
-}
-
-fn write_at(image: &mut Vec<u8>, offset: usize, data: &[u8]) {
-    if image.len() < offset + data.len() {
-        image.resize(offset + data.len(), 0);
-    }
-    image[offset..offset + data.len()].copy_from_slice(data);
 }
 
 #[derive(Default)]
@@ -225,42 +217,6 @@ fn each_sync_comes_before_its_report(steps: &[StoreStep]) -> usize {
     reports
 }
 
-/// The next thing that the writer says. A test that waits for ever tells nobody why.
-fn next(events: &mut mpsc::Receiver<StoreEvent>) -> Option<StoreEvent> {
-    let give_up = Instant::now() + Duration::from_secs(20);
-    loop {
-        match events.try_recv() {
-            Ok(event) => return Some(event),
-            Err(TryRecvError::Disconnected) => return None,
-            Err(TryRecvError::Empty) => assert!(Instant::now() < give_up, "the writer says nothing"),
-        }
-        std::thread::sleep(Duration::from_micros(50));
-    }
-}
-
-type Contents = BTreeMap<(Table, Vec<u8>), Vec<u8>>;
-
-fn contents(store: &Store) -> Contents {
-    let mut found = Contents::new();
-    for table in Table::ALL {
-        store
-            .for_each(table, |key, value| {
-                found.insert((table, key.to_vec()), value.to_vec());
-            })
-            .unwrap();
-    }
-    found
-}
-
-fn apply(contents: &mut Contents, writes: &[Write]) {
-    for Write { table, key, value } in writes {
-        match value {
-            Some(value) => contents.insert((*table, key.clone()), value.clone()),
-            None => contents.remove(&(*table, key.clone())),
-        };
-    }
-}
-
 /// A batch of 1 to 6 writes to a few keys of two to twelve tables.
 fn batch(rng: &mut impl Rng) -> Vec<Write> {
     let spread = if below(rng, 2) == 0 { 1 } else { Table::ALL.len() };
@@ -353,11 +309,7 @@ fn storm(seed: u64, cuts: usize, torn: bool, lies: bool) -> Result<Seen, String>
                 Err(error) => return Err(format!("cut {}: the store does not open: {error}", seen.cuts)),
                 Ok(store) => {
                     oracle.judge(contents(&store)).map_err(|error| format!("cut {}: {error}", seen.cuts))?;
-                    let stats = store.stats().unwrap();
-                    for table in stats.tables {
-                        let values = oracle.reported.iter().filter(|((of, _), _)| *of == table.table);
-                        assert_eq!(table.bytes, values.map(|((_, key), value)| (key.len() + value.len()) as u64).sum::<u64>());
-                    }
+                    counts_agree(&store, &oracle.reported);
                     let begun = next_id;
                     'power: loop {
                         if next_id - begun > 1000 {

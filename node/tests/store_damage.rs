@@ -2,20 +2,18 @@
 //! whole is kept, what is lost is said, and nothing is ever another value than what was stored.
 #![allow(clippy::disallowed_methods, reason = "tests of files")]
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+mod common;
+
+use std::path::{Path, PathBuf};
 
 use chacha20::ChaCha20Rng;
+use common::*;
 use persona::store::{STORE_FILE, Salvage, Store, StoreError, StoreEvent};
 use persona_mesh_proto::storage::{PersistId, Table, Write};
 use rand_core::{Rng, SeedableRng};
 use tokio::sync::mpsc;
 
 const PAGE_BYTES: usize = 4096;
-
-type Contents = BTreeMap<(Table, Vec<u8>), Vec<u8>>;
 
 struct Place {
     _directory: tempfile::TempDir,
@@ -42,14 +40,6 @@ impl Place {
 fn open(path: &Path) -> Result<(Store, mpsc::Receiver<StoreEvent>), StoreError> {
     let (sender, receiver) = mpsc::channel(64);
     Ok((Store::open(path, sender)?, receiver))
-}
-
-fn contents(store: &Store) -> Contents {
-    let mut found = Contents::new();
-    for table in Table::ALL {
-        store.for_each(table, |key, value| drop(found.insert((table, key.to_vec()), value.to_vec()))).unwrap();
-    }
-    found
 }
 
 /// What a store of every table holds: some tables have one page, some are trees, one has a value of many pages, one is empty.
@@ -140,10 +130,7 @@ fn damaged(place: &Place, bytes: &[u8], rows: &Contents, what: &str, seen: &mut 
     assert!(loses || kept == *rows, "{what}: {said}");
     seen.everything_kept += usize::from(!loses);
     seen.salvaged += 1;
-    for table in store.stats().unwrap().tables {
-        let of = kept.iter().filter(|((of, _), _)| *of == table.table);
-        assert_eq!(table.bytes, of.map(|((_, key), value)| (key.len() + value.len()) as u64).sum::<u64>(), "{what}");
-    }
+    counts_agree(&store, &kept);
     store.submit(PersistId(0), vec![Write::set(Table::Meta, "after", "it")]).unwrap();
     assert_eq!(events.blocking_recv(), Some(StoreEvent::Persisted(vec![PersistId(0)])));
     store.close();

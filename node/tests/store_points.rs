@@ -8,21 +8,22 @@
 //! `PERSONA_SUBSETS=1000 cargo test -p persona --test store_points --release` draws more subsets.
 #![allow(clippy::disallowed_methods, reason = "threads, time limits and settings of tests")]
 
+mod common;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     sync::{Arc, Mutex},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use chacha20::ChaCha20Rng;
+use common::*;
 use persona::store::{Store, StoreEvent, StoreObserver, StoreStep, SubmitError};
 use persona_mesh_proto::storage::{PersistId, Table, Write};
 use rand_core::{Rng, SeedableRng};
 use redb::StorageBackend;
-use tokio::sync::mpsc::{self, error::TryRecvError};
-
-const SECTOR_BYTES: usize = 512;
+use tokio::sync::mpsc;
 
 /// Unsynced operations up to so many are lost and kept in every combination; of more, so many seeded ones.
 const ALL_SUBSETS_MAX: usize = 5;
@@ -54,13 +55,6 @@ impl Change {
             }
         }
     }
-}
-
-fn write_at(image: &mut Vec<u8>, offset: usize, data: &[u8]) {
-    if image.len() < offset + data.len() {
-        image.resize(offset + data.len(), 0);
-    }
-    image[offset..offset + data.len()].copy_from_slice(data);
 }
 
 #[derive(Clone)]
@@ -211,33 +205,10 @@ impl StorageBackend for Disk {
     }
 }
 
-type Contents = BTreeMap<(Table, Vec<u8>), Vec<u8>>;
-
-fn contents(store: &Store) -> Contents {
-    let mut found = Contents::new();
-    for table in Table::ALL {
-        store.for_each(table, |key, value| drop(found.insert((table, key.to_vec()), value.to_vec()))).unwrap();
-    }
-    found
-}
-
 fn open(disk: &Disk) -> Result<(Store, mpsc::Receiver<StoreEvent>), String> {
     let (sender, receiver) = mpsc::channel(64);
     let store = Store::open_with_backend(disk.clone(), sender, Some(disk.observer())).map_err(|error| error.to_string())?;
     Ok((store, receiver))
-}
-
-/// The next thing that the writer says. A test that waits for ever tells nobody why.
-fn next(events: &mut mpsc::Receiver<StoreEvent>) -> Option<StoreEvent> {
-    let give_up = Instant::now() + Duration::from_secs(20);
-    loop {
-        match events.try_recv() {
-            Ok(event) => return Some(event),
-            Err(TryRecvError::Disconnected) => return None,
-            Err(TryRecvError::Empty) => assert!(Instant::now() < give_up, "the writer says nothing"),
-        }
-        std::thread::sleep(Duration::from_micros(20));
-    }
 }
 
 fn fresh() -> Vec<u8> {
@@ -284,12 +255,7 @@ fn states(history: &History) -> Vec<Contents> {
     let mut now = Contents::new();
     let mut states = vec![now.clone()];
     for batch in history.iter().flatten() {
-        for Write { table, key, value } in batch {
-            match value {
-                Some(value) => now.insert((*table, key.clone()), value.clone()),
-                None => now.remove(&(*table, key.clone())),
-            };
-        }
+        apply(&mut now, batch);
         states.push(now.clone());
     }
     states
@@ -388,10 +354,7 @@ fn judge(image: Vec<u8>, allowed: &[Contents]) -> Result<Disk, String> {
     if !allowed.contains(&found) {
         return Err(format!("{} rows, where {:?} are allowed", found.len(), allowed.iter().map(Contents::len).collect::<Vec<_>>()));
     }
-    for table in store.stats().unwrap().tables {
-        let rows = found.iter().filter(|((of, _), _)| *of == table.table);
-        assert_eq!(table.bytes, rows.map(|((_, key), value)| (key.len() + value.len()) as u64).sum::<u64>());
-    }
+    counts_agree(&store, &found);
     // It goes on from there.
     store.submit(PersistId(0), vec![Write::set(Table::Meta, "after", "the cut")]).unwrap();
     if next(&mut events) != Some(StoreEvent::Persisted(vec![PersistId(0)])) {
@@ -487,7 +450,8 @@ fn a_cut_at_any_point_of_the_repair_after_a_cut_loses_nothing() {
     };
     let mut rng = ChaCha20Rng::seed_from_u64(2);
     let (mut points, mut disks) = (0, 0);
-    for left in aftermaths(&image, &unsynced, &mut rng) {
+    // Every third of them: each costs a cut at every operation of its repair.
+    for left in aftermaths(&image, &unsynced, &mut rng).into_iter().step_by(3) {
         let disk = Disk::new(left.clone());
         let (store, _events) = open(&disk).unwrap();
         let found = contents(&store);
@@ -511,8 +475,7 @@ fn whichever_operation_fails_it_is_said_and_nothing_reported_is_lost() {
     let kinds = {
         let disk = Disk::new(begun.clone());
         run(&disk, &history);
-        let kinds = disk.0.lock().unwrap().kinds.clone();
-        kinds
+        disk.0.lock().unwrap().kinds.clone()
     };
     let mut said = BTreeMap::<(String, bool), usize>::new();
     for (at, kind) in kinds.iter().enumerate() {
