@@ -65,6 +65,11 @@ const LOCK_FILE: &str = "lock";
 /// The address book is written at most this often.
 const BOOK_SAVE_MS: u64 = 1_000;
 
+/// The store has failed while the node ran. What it acknowledged is on the disk.
+#[derive(Debug, thiserror::Error)]
+#[error("the store has failed ({0}): nothing more can be promised, and the node has stopped")]
+pub(crate) struct StoreFailed(pub(crate) String);
+
 /// How a node is started.
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
@@ -349,7 +354,7 @@ pub(crate) async fn up(options: Options) -> anyhow::Result<()> {
     }
     match failed {
         None => Ok(()),
-        Some(reason) => bail!("the store has failed ({reason}): nothing more can be promised; start again once the disk is well"),
+        Some(reason) => Err(StoreFailed(reason).into()),
     }
 }
 
