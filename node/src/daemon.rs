@@ -389,8 +389,10 @@ async fn open_store(
     if salvage.loses(&PROMISES) {
         say_lost()?;
     }
-    if salvage.loses(&NOT_TO_BE_REPEATED) {
-        for entry in keystore.agents() {
+    if salvage.loses(&NOT_TO_BE_REPEATED) && !keystore.agents().is_empty() {
+        let coming = keystore.imports();
+        // One that is on its way here already comes from the host that has it, which is not this one.
+        for entry in keystore.agents().into_iter().filter(|entry| !coming.iter().any(|import| import.agent == entry.agent)) {
             let secrets = keystore.agent(&entry.name)?;
             let (name, agent, from_term) = (entry.name, entry.agent, entry.term);
             keystore.put_import(&ImportSecrets { name, agent, from_term, root: secrets.root })?;
@@ -889,6 +891,51 @@ mod tests {
         assert!(now.lines().zip(had.lines()).all(|(now, had)| now != had), "{now} after {had}");
         assert!(moved.contains("listens on other ports than before"), "{moved}");
         elsewhere.mesh.stop().await;
+    }
+
+    async fn opened(dir: &Path, keystore: &mut Keystore) -> (Store, Option<String>) {
+        open_store(dir, false, keystore, mpsc::channel(8).0).await.expect("it opens")
+    }
+
+    #[tokio::test]
+    async fn what_a_damaged_store_forgot_is_written_down_before_another_store_takes_its_place() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let dir = directory.path();
+        let passphrase = Passphrase::new("for tests".to_owned());
+        let mut keystore = Keystore::create(dir, &passphrase, Cost::for_tests_only()).expect("it is made");
+        let secrets = |name: &str, term| AgentSecrets {
+            name: name.to_owned(),
+            agent: OwnerKey([name.as_bytes()[0]; 32]),
+            term,
+            root: [1; 32],
+            behaviour_seed: [2; 32],
+        };
+        keystore.put_agent(&secrets("ada", 3)).expect("room");
+        keystore.put_agent(&secrets("bob", 1)).expect("room");
+        // Bob lived here once, and is on his way back from a host of term 9.
+        let coming = ImportSecrets { name: "bob".to_owned(), agent: secrets("bob", 1).agent, from_term: 9, root: [1; 32] };
+        keystore.put_import(&coming).expect("room");
+        let (store, damage) = opened(dir, &mut keystore).await;
+        assert_eq!(damage, None);
+        assert!(dir.join(STORE_LOST_FILE).exists(), "there was a keystore and no store");
+        store.close();
+        std::fs::remove_file(dir.join(STORE_LOST_FILE)).expect("it is there");
+
+        let path = dir.join(STORE_FILE);
+        let mut bytes = std::fs::read(&path).expect("it is there");
+        bytes[4096..].fill(0x5a);
+        std::fs::write(&path, &bytes).expect("it is ours");
+        let (store, damage) = opened(dir, &mut keystore).await;
+        let damage = damage.expect("it is damaged");
+        assert!(damage.contains("0 rows are whole") && damage.contains("store.redb.damaged"), "{damage}");
+        assert!(dir.join(STORE_LOST_FILE).exists());
+        assert_eq!(std::fs::read(dir.join("store.redb.damaged")).expect("it is kept"), bytes);
+        let from: Vec<_> = keystore.imports().iter().map(|import| (import.name.clone(), import.from_term)).collect();
+        assert_eq!(from, [("ada".to_owned(), 3), ("bob".to_owned(), 9)]);
+        store.close();
+        let (store, damage) = opened(dir, &mut keystore).await;
+        assert_eq!(damage, None);
+        store.close();
     }
 
     #[test]
