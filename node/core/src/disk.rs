@@ -98,7 +98,13 @@ pub struct Stray {
 
 impl Agent {
     /// Takes up chains and logs from their rows, which are ahead of the sections. Returns the sections that must follow.
-    pub(crate) fn take_local(&mut self, key: &[u8; 32], id: &OwnerKey, rows: &Rows, verifier: &dyn Verifier) -> Result<Vec<String>, String> {
+    pub(crate) fn take_local(
+        &mut self,
+        key: &[u8; 32],
+        id: &OwnerKey,
+        rows: &Rows,
+        verifier: &dyn Verifier,
+    ) -> Result<Vec<String>, String> {
         let mut behind = Vec::new();
         for (place, sealed) in &rows.local {
             let Some(partner) = partner_of(place) else { continue };

@@ -994,8 +994,7 @@ impl Agent {
         let partner = |did: &str| OwnerKey::from_did(did).ok_or_else(|| format!("section {name} names no agent"));
         if let Some(did) = name.strip_prefix("relationship/") {
             let partner = partner(did)?;
-            let relationship = Relationship::from_fields(fields, self.identity.agent(), verifier)
-                .map_err(|error| error.to_string())?;
+            let relationship = Relationship::from_fields(fields, self.identity.agent(), verifier).map_err(|error| error.to_string())?;
             self.relationships.insert(partner, relationship);
         } else if let Some(did) = name.strip_prefix("keys/") {
             let partner = partner(did)?;
