@@ -296,7 +296,12 @@ pub struct Plan {
     pub real_signatures: bool,
     /// Who comes and goes when, from a file: else a distribution is drawn.
     pub trace: Option<Arc<Trace>>,
+    /// All that happens is hashed, so that a second run can be compared with the first.
+    pub traced: bool,
 }
+
+/// One seed in so many is run twice, and must be the same run.
+pub const TRACED: u64 = 100;
 
 /// Random bytes for one purpose of one seed, whatever the others draw.
 pub fn stream(seed: u64, purpose: &str) -> ChaCha8Rng {
@@ -369,6 +374,7 @@ impl Plan {
             lies,
             real_signatures: below(rng, 100) == 0,
             trace: None,
+            traced: seed.is_multiple_of(TRACED),
         }
     }
 

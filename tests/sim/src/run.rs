@@ -86,8 +86,8 @@ pub struct Outcome {
     pub marks: BTreeMap<String, u64>,
     /// What was broken, and how often.
     pub faults: BTreeMap<&'static str, u64>,
-    /// Of all that happened.
-    pub trace: String,
+    /// Of all that happened, if the plan is traced.
+    pub trace: Option<String>,
     /// Runs it again.
     pub replay: String,
 }

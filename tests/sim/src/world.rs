@@ -344,7 +344,8 @@ pub struct World {
     open_calls: BTreeMap<u64, usize>,
     observers: Vec<Box<dyn Observer>>,
     mangler: Option<Mangler>,
-    trace: blake3::Hasher,
+    /// Of all that happened, if this run is to be compared with another one of the same seed.
+    trace: Option<blake3::Hasher>,
 }
 
 /// The configuration of a plan's nodes.
@@ -392,7 +393,7 @@ impl World {
             open_calls: BTreeMap::new(),
             observers,
             mangler: None,
-            trace: blake3::Hasher::new(),
+            trace: plan.traced.then(blake3::Hasher::new),
             config,
         };
         world.tell(What::Begins {
@@ -434,12 +435,14 @@ impl World {
 
     /// Adds to the hash of all that happened.
     fn trace(&mut self, kind: u8, host: usize, bytes: &[u8]) {
-        self.trace.update(&self.now_us.to_le_bytes()).update(&[kind]).update(&(host as u32).to_le_bytes()).update(bytes);
+        if let Some(trace) = &mut self.trace {
+            trace.update(&self.now_us.to_le_bytes()).update(&[kind]).update(&(host as u32).to_le_bytes()).update(bytes);
+        }
     }
 
-    /// The hash of all that happened: equal for two runs of one seed.
-    pub fn trace_hash(&self) -> String {
-        self.trace.finalize().to_hex()[..16].to_owned()
+    /// The hash of all that happened: equal for two runs of one seed. Nothing if nobody compares.
+    pub fn trace_hash(&self) -> Option<String> {
+        Some(self.trace.as_ref()?.finalize().to_hex()[..16].to_owned())
     }
 
     /// The observers, when all is over.
