@@ -42,11 +42,15 @@ pub enum Mutant {
     RenewalUntold,
     /// A holder goes on serving what has expired.
     ServeExpired,
+    /// A handover counts with `n - f - 1` signatures.
+    HandoverShort,
+    /// A holder does not name the sets that it has signed for.
+    HandoverForgotten,
 }
 
 impl Mutant {
     /// Every mutant.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::NoWriteBack,
         Self::OlderSetsUntold,
         Self::DropOnPrepare,
@@ -65,6 +69,8 @@ impl Mutant {
         Self::NoForwardPointer,
         Self::RenewalUntold,
         Self::ServeExpired,
+        Self::HandoverShort,
+        Self::HandoverForgotten,
     ];
 }
 
