@@ -14,7 +14,10 @@ use persona_fragments::{
 use persona_mesh_proto::clock_allowance_ms;
 use zeroize::Zeroizing;
 
-use crate::{missing::Missing, node::OpId};
+use crate::{
+    missing::Missing,
+    node::{OpId, OwnerSigner},
+};
 
 /// How far a writer jumps ahead when a version of its own turns out to be taken: farther than what the other one wrote meanwhile.
 const VERSIONS_SKIPPED: u64 = 1 << 10;
@@ -279,12 +282,12 @@ pub(crate) struct OwnRecord {
 
 impl Owner {
     /// An owner without sections.
-    pub(crate) fn new(root: RootSecret, term: u64, state: OwnerState) -> Self {
-        let signer = root.signer();
+    pub(crate) fn new(root: RootSecret, term: u64, state: OwnerState, signer: &OwnerSigner) -> Self {
+        let signer = signer(&root);
         Self {
-            id: root.agent_id(),
+            id: OwnerKey(signer.public_key()),
             recovery: root.recovery_key(),
-            signer: Box::new(signer),
+            signer,
             root,
             term,
             sections: BTreeMap::new(),
@@ -294,12 +297,12 @@ impl Owner {
     }
 
     /// The node as an owner: of its canary and its benchmark sections. Its keys come from the node's secret, under a label of their own.
-    pub(crate) fn of_node(secret: &Zeroizing<[u8; 32]>) -> Self {
+    pub(crate) fn of_node(secret: &Zeroizing<[u8; 32]>, signer: &OwnerSigner) -> Self {
         let mut root = Zeroizing::new([0; 32]);
         hkdf::Hkdf::<sha2::Sha256>::new(None, secret.as_slice())
             .expand(b"persona/node-sections/v1", root.as_mut())
             .expect("32 bytes are within HKDF's output");
-        Self::new(RootSecret::from_bytes(*root), 1, OwnerState::Live)
+        Self::new(RootSecret::from_bytes(*root), 1, OwnerState::Live, signer)
     }
 
     /// The earliest time at which a section is due.

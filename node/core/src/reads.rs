@@ -3,7 +3,7 @@
 
 use persona_agent::{Card, Personality};
 use persona_fragments::{
-    CertifiedHead, Fields, Manifest, OwnerKey, PeerKey, SealContext, SectionKey, Version,
+    CertifiedHead, Fields, Manifest, OwnerKey, PeerKey, SealContext, SectionKey, Verifier, Version,
     coding::shard_matches,
     mutants::{self, Mutant},
     seal, wire,
@@ -428,8 +428,8 @@ impl Node {
             }
             GetPurpose::Stranger { call, agent } => {
                 let card = result.ok().and_then(|got| {
-                    read_card(&got.value, &agent)?;
-                    card_report(&got.value.content).map(Box::new)
+                    read_card(&got.value, &agent, &*self.keys.verifier)?;
+                    card_report(&got.value.content, &*self.keys.verifier).map(Box::new)
                 });
                 self.reply(call, Err(CallError::NotTheOwner { agent: agent.to_did(), card }));
             }
@@ -457,7 +457,7 @@ impl Node {
                 self.reply(call, answer);
             }
             GetPurpose::Card { agent, mode } => {
-                let card = result.map(|got| read_card(&got.value, &agent));
+                let card = result.map(|got| read_card(&got.value, &agent, &*self.keys.verifier));
                 self.card_came(agent, mode, card);
             }
             GetPurpose::Import { import, name } => self.import_got(import, &name, result),
@@ -621,15 +621,15 @@ fn answered(said: Answered) -> bool {
 }
 
 /// The card in a section, if it is one and speaks of that agent.
-pub(crate) fn read_card(value: &GetValue, agent: &OwnerKey) -> Option<Card> {
-    let card = Card::from_bytes(&seal::read_public(&value.content).ok()?, &persona_fragments::Ed25519Verifier).ok()?;
+pub(crate) fn read_card(value: &GetValue, agent: &OwnerKey, verifier: &dyn Verifier) -> Option<Card> {
+    let card = Card::from_bytes(&seal::read_public(&value.content).ok()?, verifier).ok()?;
     (card.agent == *agent && card.term == value.head.manifest.version.term).then_some(card)
 }
 
 /// What a stored card says, and its bytes for whoever wants to check the signature.
-pub(crate) fn card_report(stored: &[u8]) -> Option<CardReport> {
+pub(crate) fn card_report(stored: &[u8], verifier: &dyn Verifier) -> Option<CardReport> {
     let bytes = seal::read_public(stored).ok()?;
-    let card = Card::from_bytes(&bytes, &persona_fragments::Ed25519Verifier).ok()?;
+    let card = Card::from_bytes(&bytes, verifier).ok()?;
     Some(CardReport {
         agent: card.agent.to_did(),
         name: card.name.clone(),

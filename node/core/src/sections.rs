@@ -680,8 +680,10 @@ impl Node {
                 }
                 let writes =
                     vec![Write::set(Table::Own, owned.key.0, wire::encode(&owned.record(&id))), Write::remove(Table::Intent, owned.key.0)];
-                let report = put_report(&name, owned, &receipt, renewal, started_us, now.mono_us, now.wall_ms);
                 let waiting = std::mem::take(&mut owned.waiting);
+                // Most puts are renewals, and nobody waits for those.
+                let report =
+                    (!waiting.is_empty()).then(|| put_report(&name, owned, &receipt, renewal, started_us, now.mono_us, now.wall_ms));
                 if let Some(agent) = self.owners.get_mut(&id).and_then(|owner| owner.agent.as_mut()) {
                     agent.index.committed(&name, receipt.head.manifest.version);
                 }
@@ -691,8 +693,8 @@ impl Node {
                 self.count(if renewal { "puts_renewed" } else { "puts_committed" });
                 self.persist(writes, AfterPersist::Nothing);
                 let alone = receipt.head.manifest.holders == [me];
-                for waiter in waiting {
-                    self.tell_put(&id, &name, waiter, Ok((report.clone(), started_us, alone)));
+                for (waiter, report) in waiting.into_iter().zip(std::iter::repeat(report).flatten()) {
+                    self.tell_put(&id, &name, waiter, Ok((report, started_us, alone)));
                 }
             }
             Err(error) => {

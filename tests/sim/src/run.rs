@@ -66,8 +66,8 @@ pub struct Outcome {
     pub violations: Vec<String>,
     /// What should happen sometimes, and how often it did.
     pub marks: BTreeMap<String, u64>,
-    /// Of all that happened.
-    pub trace: String,
+    /// Of all that happened, if the plan is traced.
+    pub trace: Option<String>,
     /// Runs it again.
     pub replay: String,
 }
