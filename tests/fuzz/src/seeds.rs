@@ -10,8 +10,8 @@ use persona_agent::{
 use persona_bootstrap::{AddressBook, Ticket};
 use persona_fragments::{
     AbortedVersion, Certificate, CertifiedHead, Class, DeviceId, Digest, Ed25519Signer, Ed25519Verifier, EpochKey, Equivocation, Fields,
-    Manifest, OlderSet, OwnerKey, PeerKey, RecoveryKey, SealContext, SectionKey, Shape, SignedManifest, Signer as _, Version, coding,
-    encode, seal, sign_batch, wire,
+    Handover, Lease, Link, Manifest, OlderSet, OwnerKey, PeerKey, RecoveryKey, SealContext, SectionKey, Shape, SignedManifest, Signer as _,
+    Version, coding, encode, seal, sign_batch, wire,
 };
 use persona_mesh_proto::{Request, RequestFrame, Response, ResponseFrame, Table};
 use rand_core::SeedableRng as _;
@@ -260,7 +260,7 @@ fn index() -> Index {
 pub fn of(target: &str) -> Vec<Vec<u8>> {
     match target {
         "manifest" => vec![wire::encode(&manifest()), wire::encode(&older())],
-        "certified_head" => vec![head(manifest()).to_bytes(), head(older()).to_bytes()],
+        "certified_head" => vec![head(manifest()).to_bytes(), head(older()).to_bytes(), renewed().0.to_bytes()],
         "abort_certificate" => vec![aborted(manifest()).to_bytes()],
         "equivocation" => {
             let other = Manifest { ttl_ms: 3_600_001, ..manifest() };

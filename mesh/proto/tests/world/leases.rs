@@ -68,6 +68,16 @@ impl Due {
         Some(CertifiedHead { lease: Some(lease), ..self.head.clone() })
     }
 
+    /// The first five of seven sign.
+    fn consent(&self, world: &mut World, replaced: &[(u8, PeerKey)]) {
+        for index in 0..5 {
+            self.finds_silent(world, index, replaced);
+            let (node, request) = (self.node(world, index), self.renew(world, index, replaced));
+            let answer = world.tell(node, request);
+            assert!(matches!(answer, Response::Consented { .. }), "{answer:?}");
+        }
+    }
+
     /// Makes a holder find another one silent.
     fn finds_silent(&self, world: &mut World, index: u8, replaced: &[(u8, PeerKey)]) {
         let (node, request) = (self.node(world, index), self.renew(world, index, replaced));
@@ -254,12 +264,7 @@ fn a_put_that_races_a_handover_is_told_to_the_new_holders() {
     world.crash(6);
     let due = due(&mut world, &receipt);
     let changes = [(6, world.nodes[7].key)];
-    let signers: Vec<u8> = (0..5).collect();
-    for index in &signers {
-        due.finds_silent(&mut world, *index, &changes);
-        let (node, request) = (due.node(&world, *index), due.renew(&world, *index, &changes));
-        assert!(matches!(world.tell(node, request), Response::Consented { .. }));
-    }
+    due.consent(&mut world, &changes);
     // The leader has what it needs and says nothing yet. The owner is back, and puts where it always did.
     let receipt = world.put(&mut ada, &[0, 1, 2, 3, 4, 5], b"be kinder").expect("committed");
     assert_eq!(receipt.stale_until_ms, None);
@@ -311,11 +316,7 @@ fn a_handover_that_races_a_takeover_hides_nothing_from_it() {
     world.crash(6);
     let due = due(&mut world, &receipt);
     let changes = [(6, world.nodes[7].key)];
-    for index in 0..5 {
-        due.finds_silent(&mut world, index, &changes);
-        let (node, request) = (due.node(&world, index), due.renew(&world, index, &changes));
-        assert!(matches!(world.tell(node, request), Response::Consented { .. }));
-    }
+    due.consent(&mut world, &changes);
     let mut card = Owner { renew_ms: 0, ..ada.also("card", Class::Core, 2, 9) };
     let fence = world.put(&mut card, &[0, 1, 2, 3, 4, 5], b"I live elsewhere").expect("committed").head;
     let task = GetTask { fence: Some(fence), ..world.get_task(&ada, Mode::Atomic) };
@@ -359,11 +360,7 @@ fn a_holder_without_its_store_signs_no_handover_and_names_what_others_signed() {
     world.crash(6);
     let due = due(&mut world, &receipt);
     let changes = [(6, world.nodes[7].key)];
-    for index in 0..5 {
-        due.finds_silent(&mut world, index, &changes);
-        let (node, request) = (due.node(&world, index), due.renew(&world, index, &changes));
-        assert!(matches!(world.tell(node, request), Response::Consented { .. }));
-    }
+    due.consent(&mut world, &changes);
     let loser = (0..5).find(|index| *index != due.leader).expect("somebody else");
     let node = due.node(&world, loser);
     world.lose_store(node);
