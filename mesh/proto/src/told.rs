@@ -10,8 +10,8 @@ use crate::{holder::clock_allowance_ms, message::HandedSet, time::Now};
 /// Sets that one commit is told because they were named. When there are more, it is not known to have reached all: `BoundedStale`.
 pub(crate) const NAMED_MAX: usize = 8;
 
-/// Sets that are looked at in one answer; a holder names fewer.
-const NAMES_MAX: usize = 16;
+/// Sets that are looked at in one answer; a holder names fewer, also one that learnt after a loss what all others had signed.
+const NAMES_MAX: usize = 160;
 
 /// Who has confirmed one commit, and what they named.
 pub(crate) struct Told {

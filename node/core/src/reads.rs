@@ -246,7 +246,8 @@ impl Node {
         let manifest = &value.head.manifest;
         let (key, version) = (manifest.key, manifest.version);
         let expires_ms = value.head.expires_at_ms();
-        let until_ms = expires_ms + clock_allowance_ms(manifest.class);
+        // Its holders may renew it, and an older version as well.
+        let until_ms = expires_ms.max(manifest.renew_until_ms) + clock_allowance_ms(manifest.class);
         if self.heads.len() >= HEADS_CACHED_MAX && !self.heads.contains_key(&key) {
             let first = self.heads.iter().min_by_key(|(_, head)| head.expires_at_ms()).map(|(key, _)| *key);
             first.and_then(|first| self.heads.remove(&first));

@@ -217,8 +217,9 @@ impl Holder {
             let (consent, ack) = self.consent_leaves(&head, index, &handover);
             return Err(consented(&consent, ack.as_ref(), signer));
         }
-        self.unlocked(&head, &handover, proposal.lock.as_ref(), verifier)?;
-        for (place, _) in &proposal.replaced {
+        // What may be certified already goes on, whoever has come back meanwhile.
+        let agreed = self.unlocked(&head, &handover, proposal.lock.as_ref(), verifier)?;
+        for (place, _) in proposal.replaced.iter().filter(|_| !agreed) {
             let peer = handover.before[usize::from(*place)];
             if peer == self.me {
                 return Err(refused(Refusal::Alive));
@@ -565,19 +566,21 @@ impl Holder {
         }
     }
 
-    /// Whether what was acked here before allows this handover.
-    fn unlocked(&self, head: &CertifiedHead, handover: &Handover, lock: Option<&Link>, verifier: &dyn Verifier) -> Result<(), Response> {
-        let Some(own) = self.lock(&head.manifest.key) else { return Ok(()) };
-        let of = |link: &Link| Handover::of(&head.manifest, head.holders(), link.issued_at_ms, &link.replaced);
-        let Some(acked) = of(&own).filter(|acked| acked.holders != handover.holders) else { return Ok(()) };
-        let proves = |link: &&Link| {
-            of(link).is_some_and(|other| {
-                other.holders == handover.holders
-                    && other.generation > acked.generation
-                    && other.agreed(&head.manifest, &link.consents, verifier)
-            })
-        };
-        if lock.filter(proves).is_some() { Ok(()) } else { Err(Response::Locked { link: own }) }
+    /// Whether what was acked here before allows this handover; and whether `n - f` are known to have consented to these very holders.
+    fn unlocked(&self, head: &CertifiedHead, handover: &Handover, lock: Option<&Link>, verifier: &dyn Verifier) -> Result<bool, Response> {
+        let manifest = &head.manifest;
+        let of = |link: &Link| Handover::of(manifest, head.holders(), link.issued_at_ms, &link.replaced);
+        let same = |link: &Link| of(link).is_some_and(|other| other.holders == handover.holders);
+        let proves = |link: &&Link| same(link) && of(link).is_some_and(|other| other.agreed(manifest, &link.consents, verifier));
+        let proof = lock.filter(proves);
+        match self.lock(&manifest.key).filter(|own| of(own).is_some()) {
+            None => Ok(proof.is_some()),
+            Some(own) if same(&own) => Ok(true),
+            Some(own) if proof.is_some_and(|link| manifest.generation_at(link.issued_at_ms) > manifest.generation_at(own.issued_at_ms)) => {
+                Ok(true)
+            }
+            Some(own) => Err(Response::Locked { link: own }),
+        }
     }
 
     /// Writes down that a handover is signed; with its link if it is acked.

@@ -345,6 +345,7 @@ fn what_was_acked_is_proposed_again_and_nothing_else() {
         let answer = world.tell(node, request);
         assert!(matches!(answer, Response::Acked { .. }), "{answer:?}");
     }
+    world.restart(6); // too late
     world.no_leaders = false; // from here on the holders are on their own
     world.run_ms(HOUR_MS / 4);
     let head = world.get(&ada, Mode::Regular).expect("readable").head;
