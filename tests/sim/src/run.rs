@@ -372,7 +372,7 @@ impl Run {
     /// A host dies for good, and its agent's core-like document lives on: its holders renew it. Only where lifetimes are short enough that this
     /// takes no time to speak of, and long enough that a silent holder is found out within half of one.
     fn go_away(&mut self) {
-        let Some(home) = self.plan.is_left().then(|| self.live_home(0)).flatten() else { return };
+        let Some(home) = (self.plan.is_left() && !self.agents.is_empty()).then(|| self.live_home(0)).flatten() else { return };
         let Agent { documents, moved, .. } = &self.agents[0];
         let Document { key, ttl_ms, committed, stuck, .. } = &documents[0];
         let (key, ttl_ms, known) = (*key, *ttl_ms, *committed > 0 && !stuck && !moved);
