@@ -52,11 +52,15 @@ pub enum Mutant {
     StaleUnsaid,
     /// A holder stores and acks whatever bytes come as its shard.
     AnyShard,
+    /// A handover counts with `n - f - 1` signatures.
+    HandoverShort,
+    /// A holder does not name the sets that it has signed for.
+    HandoverForgotten,
 }
 
 impl Mutant {
     /// Every mutant.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 25] = [
         Self::NoWriteBack,
         Self::OlderSetsUntold,
         Self::DropOnPrepare,
@@ -80,6 +84,8 @@ impl Mutant {
         Self::BreakNever,
         Self::StaleUnsaid,
         Self::AnyShard,
+        Self::HandoverShort,
+        Self::HandoverForgotten,
     ];
 }
 

@@ -622,6 +622,7 @@ async fn personality(State(app): State<App>, UrlPath(agent): UrlPath<String>, As
 struct PutQuery {
     class: Option<String>,
     ttl_s: Option<f64>,
+    renew_for_s: Option<f64>,
     level: Option<u8>,
     require_level: Option<u8>,
 }
@@ -645,6 +646,7 @@ async fn section_put(
         name,
         class,
         ttl_ms: query.ttl_s.map(|seconds| (seconds.max(0.0) * 1000.0) as u64),
+        renew_for_ms: query.renew_for_s.map(|seconds| (seconds.max(0.0) * 1000.0) as u64),
         level: query.level,
         require_level: query.require_level,
         content: body.to_vec(),

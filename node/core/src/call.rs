@@ -45,6 +45,8 @@ pub enum Call {
         class: Class,
         /// Its lifetime, if not the class's.
         ttl_ms: Option<u64>,
+        /// For how long its holders renew it while the owner is away, if not the class's; 0: not at all.
+        renew_for_ms: Option<u64>,
         /// Its level, if not the class's.
         level: Option<u8>,
         /// Refuse instead of storing at a lower level.

@@ -300,7 +300,7 @@ impl Node {
         for (name, entry) in index.iter().filter(|(name, entry)| !entry.removed && !matches!(*name, "core" | "index" | "card")) {
             let Some(fields) = open(&mut owner, name, entry.class)? else {
                 if is_worth_looking_for(entry.class) {
-                    agent.missing.insert(name.to_owned(), Missing::since(now_us, entry.ttl_ms));
+                    agent.missing.insert(name.to_owned(), Missing::since(now_us, entry.ttl_ms, self.config.classes.of(entry.class)));
                 }
                 continue;
             };
@@ -659,7 +659,7 @@ impl Node {
         let mut owner = Owner::new(state.root.clone(), term, OwnerState::Importing, &self.keys.owner_signer);
         let card = Card { term, home: me, created_ms: wall_ms, ..card };
         let payload = card.to_bytes(&*owner.signer);
-        owner.sections.insert("card".into(), adopted(&id, &state.root, "card", &old, Vec::new()));
+        owner.sections.insert("card".into(), adopted(&id, &state.root, "card", &old, Vec::new(), wall_ms));
         state.card = Some((card, old));
         state.sections.insert("card".into(), Step { class: Some(Class::Core), ..Step::default() });
         let mut before = self.owners.insert(id, owner);
@@ -726,10 +726,11 @@ impl Node {
         if got.value.fresh == Freshness::MaybeStale && is_worth_looking_for(got.value.head.manifest.class) {
             state.mode = Mode::Any;
             // Nobody can say that no newer version is out there: the old one's lifetime bounds the doubt.
-            state.stale_until_ms = state.stale_until_ms.max(Some(got.value.head.manifest.expires_at_ms()));
+            state.stale_until_ms =
+                state.stale_until_ms.max(Some(got.value.head.expires_at_ms().max(got.value.head.manifest.renew_until_ms)));
         }
         let Some(owner) = self.owners.get_mut(&id) else { return };
-        let mut owned = adopted(&id, &state.root, name, &got.value.head, got.value.content);
+        let mut owned = adopted(&id, &state.root, name, &got.value.head, got.value.content, self.now.wall_ms);
         let context = SealContext { agent: id, section: owned.key, content_version: got.value.head.manifest.content_version };
         let fields = match seal::open(&owned.stored, &owner.recovery, &context) {
             Ok((epoch, fields)) => {
@@ -880,8 +881,9 @@ impl Node {
             .collect();
         if let Some(agent) = self.owners.get_mut(&id).and_then(|owner| owner.agent.as_mut()) {
             for name in missing {
-                let ttl_ms = agent.index.get(&name).map_or(0, |entry| entry.ttl_ms);
-                agent.missing.insert(name, Missing::since(now_us, ttl_ms));
+                let (ttl_ms, class) = agent.index.get(&name).map_or((0, Class::Active), |entry| (entry.ttl_ms, entry.class));
+                let class = self.config.classes.of(class);
+                agent.missing.insert(name, Missing::since(now_us, ttl_ms, class));
             }
         }
         let mode = match state.mode {
@@ -1005,13 +1007,14 @@ impl Agent {
 }
 
 /// A section as another host left it: its bytes, its head, and its holders still to be told of what comes next.
-pub(crate) fn adopted(id: &OwnerKey, root: &RootSecret, name: &str, head: &CertifiedHead, stored: Vec<u8>) -> Owned {
+pub(crate) fn adopted(id: &OwnerKey, root: &RootSecret, name: &str, head: &CertifiedHead, stored: Vec<u8>, now_ms: u64) -> Owned {
     let manifest = &head.manifest;
     let mut owned = Owned::new(id, root, name, manifest.class, manifest.ttl_ms, manifest.level);
     owned.stored = stored;
     owned.content_version = Some(manifest.content_version);
+    owned.renew_ms = manifest.renew_until_ms.saturating_sub(manifest.issued_at_ms);
     owned.live = manifest.older.clone();
-    owned.remember_set(manifest);
+    owned.remember_lease(head, now_ms);
     owned.head = Some(head.clone());
     owned.placed = head.certificate.acks.len() as u8;
     owned

@@ -14,6 +14,7 @@ mod call;
 mod disk;
 mod evidence;
 mod import;
+mod leases;
 mod messages;
 mod missing;
 mod node;

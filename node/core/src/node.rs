@@ -18,6 +18,7 @@ use rand_core::SeedableRng;
 use crate::{
     call::{Answer, Call, CallError, Keep},
     import::Import,
+    leases::{ProbeOp, RenewalOp},
     messages::Messages,
     missing::Missing,
     own::{Owner, OwnerState},
@@ -317,6 +318,8 @@ pub(crate) enum Op {
     Recover(Box<RecoverOp>),
     Settle(Box<SettleOp>),
     Repair(Box<Put>),
+    Renewal(Box<RenewalOp>),
+    Probe(ProbeOp),
 }
 
 /// Operations at once. Beyond it new calls get `Busy`; renewals wait for the next tick.
@@ -371,6 +374,8 @@ pub struct Node {
     pub(crate) heads: BTreeMap<SectionKey, CertifiedHead>,
     /// When this node last repaired a section, on the monotonic clock.
     pub(crate) repaired: BTreeMap<SectionKey, u64>,
+    /// Renewals that this node leads for the holders of a section.
+    pub(crate) leading: BTreeMap<SectionKey, OpId>,
     /// Owners whose keys signed twice, with the proof.
     pub(crate) evidence: BTreeMap<OwnerKey, Equivocation>,
     pub(crate) registry: CommitmentRegistry,
@@ -432,6 +437,7 @@ impl Node {
             floors: BTreeMap::new(),
             heads: BTreeMap::new(),
             repaired: BTreeMap::new(),
+            leading: BTreeMap::new(),
             evidence: BTreeMap::new(),
             registry: CommitmentRegistry::default(),
             messages: Messages::default(),
@@ -535,6 +541,8 @@ impl Node {
                 Some(Op::Recover(_)) => self.recovery_due(id),
                 Some(Op::Settle(_)) => self.settle_due(id),
                 Some(Op::Repair(_)) => self.repair_due(id),
+                Some(Op::Renewal(_)) => self.renewal_due(id),
+                Some(Op::Probe(_)) => self.probe_over(id, false),
                 None => {}
             }
         }
@@ -548,6 +556,8 @@ impl Node {
             Op::Recover(recovery) => recovery.deadline(),
             Op::Settle(settling) => settling.deadline(),
             Op::Repair(put) => put.deadline(),
+            Op::Renewal(renewal) => renewal.deadline(),
+            Op::Probe(probe) => Some(probe.until_us),
         }
     }
 
@@ -559,7 +569,7 @@ impl Node {
     fn expire_caches(&mut self) {
         self.forget_repairs();
         let wall_ms = self.now.wall_ms;
-        self.heads.retain(|_, head| head.manifest.expires_at_ms() > wall_ms);
+        self.heads.retain(|_, head| head.expires_at_ms() > wall_ms);
         let gone: Vec<SectionKey> = self.floors.iter().filter(|(_, floor)| floor.until_ms <= wall_ms).map(|(key, _)| *key).collect();
         if !gone.is_empty() {
             for key in &gone {
@@ -630,8 +640,8 @@ impl Node {
             Call::CreateAgent { name, role, place, attributes } => self.create_agent(id, name, role, place, attributes),
             Call::Publish { agent } => self.publish_agent(id, agent),
             Call::Import { root, name } => self.begin_import(Some(id), &root, name),
-            Call::PutSection { agent, name, class, ttl_ms, level, require_level, content } => {
-                self.put_document(id, agent, name, class, ttl_ms, level, require_level, content);
+            Call::PutSection { agent, name, class, ttl_ms, renew_for_ms, level, require_level, content } => {
+                self.put_document(id, agent, name, class, ttl_ms, renew_for_ms, level, require_level, content);
             }
             Call::GetSection { agent, name, mode } => self.get_section(id, agent, name, mode),
             Call::Personality { agent, mode } => self.get_personality(id, agent, mode),

@@ -63,7 +63,7 @@ impl Auditor {
         }
         let live_after_ms = self.late_ms(&self.nodes[&machine]).max(self.wall_ms(&self.nodes[&machine]));
         for older in &known.manifest.older {
-            let until_ms = older.expires_at_ms + known.allowance_ms();
+            let until_ms = older.expires_at_ms.max(older.renew_until_ms) + known.allowance_ms();
             let need = older.holders.len() - (older.holders.len() - 1) / 3;
             let confirmed = older.holders.iter().filter(|peer| self.confirmed_by(machine, id, peer)).count();
             if until_ms > live_after_ms && confirmed < need && stale_until_ms.is_none_or(|stale_ms| stale_ms < until_ms) {

@@ -126,6 +126,46 @@ async fn a_holder_that_lost_its_store_says_so() -> Result<()> {
     no_errors_in_logs(&mesh)
 }
 
+/// A document that lives for 40 s is kept by its holders when its owner is killed, for longer than two of its lives, though one of them is
+/// killed as well; and its owner finds it and goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_document_outlives_its_owner_by_its_lease() -> Result<()> {
+    let _turn = alone_on_this_machine().await;
+    let mut mesh = Mesh::start(persona_binary(), &MeshOptions::of(10, PASSPHRASE)).await?;
+    let ada = born(&mesh, 0, "ada").await?;
+    let file = mesh.scratch().join("notes");
+    std::fs::write(&file, b"kept by its holders")?;
+    let file = file.to_str().context("a scratch path is text")?;
+    let put = mesh.node(0).verb(["section", "put", "ada", NOTES, file, "--ttl", "40", "--renew-for", "1h", "--json"]).await?;
+    let put = put.json().context("section put")?;
+    ensure!(number(&put, "/lease_until_ms")? > 0, "{put}");
+    let analyze = format!("/v1/analyze?key={}", path_segment(text(&put, "/kad_key")?));
+    let version = text(&put, "/version")?.to_owned();
+    // Somebody who reads, and a holder who will not be there: neither is the owner.
+    let holders = list(&put, "/holders")?.to_vec();
+    let peer = |node: usize| mesh.node(node).peer_id().map(Value::from);
+    let victim = (1..9).find(|node| peer(*node).is_ok_and(|peer| holders.contains(&peer))).context("a holder")?;
+    mesh.kill9(&[0, victim]);
+    let killed = std::time::Instant::now();
+    let kept = until("two lifetimes to pass", Duration::from_secs(150), async || {
+        let now = mesh.node(9).api()?.get(&analyze).await?;
+        let over = !flag(&now, "/readable/regular")? || killed.elapsed() > Duration::from_secs(90);
+        Ok(over.then_some(now))
+    })
+    .await?;
+    ensure!(flag(&kept, "/readable/regular")?, "{:?} after its owner was killed: {kept}", killed.elapsed());
+    ensure!(text(&kept, "/version")?.split('.').next() == version.split('.').next(), "nobody else wrote it: {kept}");
+    mesh.restart(&[0]).await?;
+    ensure!(notes_of(mesh.node(0).api()?, &ada).await? == b"kept by its holders");
+    let last = text(&kept, "/version")?.to_owned();
+    until("the owner's next version", PATIENCE, async || {
+        let now = mesh.node(9).api()?.get(&analyze).await?;
+        Ok((text(&now, "/version")? != last && flag(&now, "/readable/regular")?).then_some(()))
+    })
+    .await?;
+    no_errors_in_logs(&mesh)
+}
+
 /// A host whose disk has spoilt half of its store, and a holder whose disk has spoilt all of it: both start, say what is lost and where the
 /// damaged file is kept, and go on. The agent that lived on the one is taken over anew, in a higher term, for nobody knows any more what was
 /// signed in the old one; it is who it was, and its document is what it was.

@@ -10,8 +10,8 @@ use persona_agent::{
 use persona_bootstrap::{AddressBook, Ticket};
 use persona_fragments::{
     AbortedVersion, Certificate, CertifiedHead, Class, DeviceId, Digest, Ed25519Signer, Ed25519Verifier, EpochKey, Equivocation, Fields,
-    Manifest, OlderSet, OwnerKey, PeerKey, RecoveryKey, SealContext, SectionKey, Shape, SignedManifest, Signer as _, Version, coding,
-    encode, seal, sign_batch, wire,
+    Handover, Lease, Link, Manifest, OlderSet, OwnerKey, PeerKey, RecoveryKey, SealContext, SectionKey, Shape, SignedManifest, Signer as _,
+    Version, coding, encode, seal, sign_batch, wire,
 };
 use persona_mesh_proto::{Request, RequestFrame, Response, ResponseFrame, Table};
 use rand_core::SeedableRng as _;
@@ -75,7 +75,12 @@ fn manifest() -> Manifest {
 }
 
 fn older() -> Manifest {
-    let set = OlderSet { version: version(6), holders: (4..8).map(holder_key).collect(), expires_at_ms: NOW_MS + 1_000 };
+    let set = OlderSet {
+        version: version(6),
+        holders: (4..8).map(holder_key).collect(),
+        expires_at_ms: NOW_MS + 1_000,
+        renew_until_ms: NOW_MS + 60_000,
+    };
     Manifest { older: vec![set], renew_until_ms: NOW_MS + 86_400_000, ..manifest() }
 }
 
@@ -87,7 +92,7 @@ fn head(manifest: Manifest) -> CertifiedHead {
     let manifest = signed(manifest);
     let acks = (0..manifest.shape.n()).map(|index| (index, sign_batch(&[manifest.ack_leaf(index)], &holder(index)).remove(0))).collect();
     let certificate = Certificate::assemble(&manifest, &acks).expect("enough acks");
-    CertifiedHead { manifest, certificate }
+    CertifiedHead { manifest, certificate, lease: None }
 }
 
 fn aborted(manifest: Manifest) -> AbortedVersion {
@@ -118,6 +123,38 @@ fn requests() -> Vec<Request> {
         Request::Never { manifest: wire, index: 0, order: manifest.order_never(&owner()) },
         Request::Abort { aborted: aborted(self::manifest()).to_wire() },
     ]
+    .into_iter()
+    .chain(handovers())
+    .collect()
+}
+
+/// What the holders of a lease say to each other.
+fn handovers() -> [Request; 3] {
+    let (renewed, link) = renewed();
+    let shard = encode(&content(90), renewed.manifest.shape).expect("content").swap_remove(1);
+    let before = CertifiedHead { lease: None, ..renewed.clone() }.to_wire();
+    let consent = link.consents[0].clone();
+    let replaced = link.replaced.clone();
+    [
+        Request::Renew { head: before.clone(), index: 1, issued_at_ms: link.issued_at_ms, replaced, consent, lock: Some(link.clone()) },
+        Request::Handover { head: before, index: 1, link },
+        Request::Take { head: renewed.to_wire(), index: 1, shard },
+    ]
+}
+
+/// A head whose holders have replaced one of themselves, and the link by which they did.
+fn renewed() -> (CertifiedHead, Link) {
+    let head = head(older());
+    let manifest = &head.manifest;
+    let (issued_at_ms, replaced) = (NOW_MS + 1_800_000, vec![(3, holder_key(9))]);
+    let handover = Handover::of(manifest, head.holders(), issued_at_ms, &replaced).expect("sound");
+    let quorum = 0..manifest.shape.quorum();
+    let sign = |index: u8, leaf| sign_batch(&[leaf], &holder(index)).remove(0);
+    let consents = quorum.clone().map(|index| sign(index, handover.consent_leaf(manifest, index))).collect();
+    let acks = quorum.map(|index| sign(index, handover.ack_leaf(manifest, index))).collect();
+    let link = Link { issued_at_ms, replaced, consents };
+    let lease = Lease::extended(manifest, None, link.clone(), acks).expect("sound");
+    (CertifiedHead { lease: Some(lease), ..head }, link)
 }
 
 /// What the sealed section of the seeds is bound to.
@@ -223,7 +260,7 @@ fn index() -> Index {
 pub fn of(target: &str) -> Vec<Vec<u8>> {
     match target {
         "manifest" => vec![wire::encode(&manifest()), wire::encode(&older())],
-        "certified_head" => vec![head(manifest()).to_bytes(), head(older()).to_bytes()],
+        "certified_head" => vec![head(manifest()).to_bytes(), head(older()).to_bytes(), renewed().0.to_bytes()],
         "abort_certificate" => vec![aborted(manifest()).to_bytes()],
         "equivocation" => {
             let other = Manifest { ttl_ms: 3_600_001, ..manifest() };

@@ -314,6 +314,11 @@ pub fn below(rng: &mut ChaCha8Rng, bound: u64) -> u64 {
 }
 
 impl Plan {
+    /// Whether an owner goes away in the end, for longer than its sections live. Its core-like document then lives for a minute or two.
+    pub fn is_left(&self) -> bool {
+        self.seed.is_multiple_of(3) && self.ttl_divisor >= 30
+    }
+
     /// What this seed draws.
     pub fn of(seed: u64) -> Self {
         let mut rng = stream(seed, "plan");

@@ -110,11 +110,13 @@ pub enum Kind {
     Recall,
     /// `Never` and `Abort`.
     Never,
+    /// `Renew`, `Handover` and `Take`.
+    Renew,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 6] = [Self::Prepare, Self::Commit, Self::Head, Self::Shard, Self::Recall, Self::Never];
+    pub const ALL: [Self; 7] = [Self::Prepare, Self::Commit, Self::Head, Self::Shard, Self::Recall, Self::Never, Self::Renew];
 
     fn of(request: &Request) -> Self {
         match request {
@@ -124,6 +126,7 @@ impl Kind {
             Request::Shard { .. } => Self::Shard,
             Request::Recall { .. } => Self::Recall,
             Request::Never { .. } | Request::Abort { .. } => Self::Never,
+            Request::Renew { .. } | Request::Handover { .. } | Request::Take { .. } => Self::Renew,
         }
     }
 }

@@ -281,7 +281,7 @@ fn a_lower_host_never_commits_with_acks_from_before_the_fence() {
     // All seven ack "two"; the old host stops before round 2.
     let manifest = crash_writer_after(&mut world, &mut old, &set, &set, b"two");
     let prepared: Vec<_> = (0..7).map(|node| answer(&mut world, node, &old).prepared.remove(0).ack).collect();
-    let head = CertifiedHead { manifest, certificate: persona_fragments::Certificate { acks: prepared } };
+    let head = CertifiedHead { manifest, certificate: persona_fragments::Certificate { acks: prepared }, lease: None };
     let (_, _, value) = take_over(&mut world, &old, &set);
     assert_eq!(value.content, b"two", "the new host completes it");
     let mut confirmed = 0;
@@ -774,7 +774,7 @@ fn an_atomic_read_writes_back_so_that_a_later_one_cannot_be_older() {
     world.put(&mut ada, &set, b"one").expect("committed");
     let manifest = crash_writer_after(&mut world, &mut ada, &set, &set, b"two");
     let acks = (0..5).map(|node| answer(&mut world, node, &ada).prepared.remove(0).ack).collect();
-    let head = CertifiedHead { manifest, certificate: persona_fragments::Certificate { acks } };
+    let head = CertifiedHead { manifest, certificate: persona_fragments::Certificate { acks }, lease: None };
     assert_eq!(world.tell(0, Request::Commit { head: head.to_wire() }), Response::Committed); // only node 0 heard of it
     let value = world.get(&ada, Mode::Atomic).expect("read");
     assert_eq!((value.content.as_slice(), value.fresh), (&b"two"[..], Freshness::Atomic));

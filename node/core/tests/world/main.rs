@@ -6,6 +6,7 @@
 
 mod amnesia;
 mod evidence;
+mod leases;
 mod messages;
 mod random;
 mod sections;
@@ -808,6 +809,7 @@ fn demanding(agent: OwnerKey, name: &str, content: &[u8], require_level: Option<
         name: name.into(),
         class: Class::Document,
         ttl_ms: None,
+        renew_for_ms: None,
         level: None,
         require_level,
         content: content.to_vec(),
