@@ -1102,11 +1102,10 @@ impl Holder {
     fn prolong(&mut self, key: &SectionKey) {
         let me = self.me;
         let Some(section) = self.sections.get_mut(key) else { return };
-        let Some(Head { head, life, .. }) = &section.head else { return };
-        let stored = section.versions.get_mut(&head.manifest.version);
-        let Some(stored) = stored.filter(|stored| stored.manifest.hash() == head.manifest.hash()) else { return };
-        if head.lease.is_some() && head.index_of(&me) == Some(stored.index) {
-            stored.life = *life;
+        let Some(head) = &section.head else { return };
+        let stored = section.versions.get_mut(&head.head.manifest.version);
+        if let Some(stored) = stored.filter(|stored| head.prolongs(stored, &me)) {
+            stored.life = head.life;
         }
     }
 
@@ -1121,11 +1120,14 @@ impl Holder {
 
     /// Drops what the rules let go of a section.
     fn sweep(&mut self, key: &SectionKey, now: Now, writes: &mut Vec<Write>, out: &mut Vec<HolderOut>) {
+        let me = self.me;
         let Some(section) = self.sections.get_mut(key) else { return };
         let grace_us = self.limits.grace_ms * 1000;
+        // A link that is on its way to the disk keeps what it prolongs: once it is there, this node is one of its holders.
+        let prolonged = |stored: &Stored| section.coming.iter().any(|(_, head)| head.prolongs(stored, &me) && !head.life.over(now));
         let droppable = |stored: &Stored| {
             let superseded = stored.superseded_at_us.is_some_and(|since| now.mono_us >= since + grace_us);
-            stored.coming.is_none() && (stored.life.over(now) || superseded)
+            stored.coming.is_none() && (stored.life.over(now) && !prolonged(stored) || superseded)
         };
         let dropped: Vec<Version> = section.versions.iter().filter(|(_, stored)| droppable(stored)).map(|(version, _)| *version).collect();
         let forgotten: Vec<Version> = section
@@ -1295,6 +1297,12 @@ impl Holder {
 }
 
 impl Head {
+    /// Whether it is a link by which this node goes on holding what is stored.
+    fn prolongs(&self, stored: &Stored, me: &PeerKey) -> bool {
+        let CertifiedHead { manifest, lease, .. } = &self.head;
+        lease.is_some() && stored.manifest.hash() == manifest.hash() && self.head.index_of(me) == Some(stored.index)
+    }
+
     fn write(&self) -> Write {
         let record = HeadRecord { head: self.head.to_wire(), received_ms: self.received_ms, keep_until_ms: self.keep_until_ms };
         Write::set(Table::Head, self.head.manifest.key.0, wire::encode(&record))

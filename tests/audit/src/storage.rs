@@ -247,8 +247,8 @@ impl Auditor {
         let known = self.book.get(id);
         let leased = row.and_then(|head| known.leased(head.lease?));
         let over_ms = leased.map_or(known.own_over_ms(), |leased| leased.expires_at_ms + known.allowance_ms());
-        let holders = leased.and_then(|leased| leased.sets.last()).unwrap_or(&known.manifest.holders);
-        let holds = holders.contains(&node.peer);
+        // By the manifest alone its life is counted from when the shard came, not from when the certificate did.
+        let holds = leased.and_then(|leased| leased.sets.last()).is_some_and(|holders| holders.contains(&node.peer));
         let same = before.filter(|before| before.id == id && before.over_ms == over_ms);
         let at_us = same.map_or(now_us, |before| before.at_us);
         if let Some(before) = before.filter(|before| before.id == id && !before.rotted && before.over_ms > over_ms) {
