@@ -234,13 +234,11 @@ pub fn check(record_key: &[u8], value: &[u8]) -> Result<Proven, HeadError> {
     Ok(Proven { manifest, manifest_hash, acks: head.acks.len(), leased })
 }
 
+/// Whether a key signed a message.
+pub type Verify<'a> = dyn FnMut(&[u8; 32], &[u8], &[u8; 64]) -> bool + 'a;
+
 /// Checks a lease of a manifest (docs/spec/wire.md#lease). `None`: it proves nothing.
-pub fn check_lease(
-    manifest: &Manifest,
-    manifest_hash: &[u8; 32],
-    lease: &Lease,
-    verify: &mut dyn FnMut(&[u8; 32], &[u8], &[u8; 64]) -> bool,
-) -> Option<Leased> {
+pub fn check_lease(manifest: &Manifest, manifest_hash: &[u8; 32], lease: &Lease, verify: &mut Verify<'_>) -> Option<Leased> {
     let [n, _, f] = manifest.shape.map(usize::from);
     let changes_but_last = lease.links.iter().rev().skip(1).all(|link| !link.replaced.is_empty());
     let bounded = (1..=LINKS_MAX).contains(&lease.links.len()) && changes_but_last;
