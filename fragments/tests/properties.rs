@@ -178,13 +178,13 @@ prop_compose! {
 type OracleVersion = (u64, [u8; 32], u64);
 type OracleManifest = (
     (u8, [u8; 32], [u8; 32], Vec<u8>, OracleVersion, OracleVersion, u32, u8, u64, u64, u64, u32),
-    ((u8, u8, u8), [u8; 32], Vec<[u8; 32]>, Vec<[u8; 32]>, Vec<(OracleVersion, Vec<[u8; 32]>, u64)>),
+    ((u8, u8, u8), [u8; 32], Vec<[u8; 32]>, Vec<[u8; 32]>, Vec<(OracleVersion, Vec<[u8; 32]>, u64, u64)>),
 );
 
 fn for_the_oracle(it: &Manifest) -> OracleManifest {
     let version = |version: &Version| (version.term, version.device.0, version.seq);
     let peers = |peers: &[PeerKey]| peers.iter().map(|peer| peer.0).collect::<Vec<_>>();
-    let older = |set: &OlderSet| (version(&set.version), peers(&set.holders), set.expires_at_ms);
+    let older = |set: &OlderSet| (version(&set.version), peers(&set.holders), set.expires_at_ms, set.renew_until_ms);
     (
         (
             wire::WIRE_VERSION,

@@ -262,7 +262,8 @@ impl Node {
         let (op, wall_ms, label) = (self.id(), self.now.wall_ms, self.label(&id, name));
         let Some(owned) = self.owned(&id, name) else { return false };
         let away = |set: &OlderSet| set.renew_until_ms > 0 && set.expires_at_ms <= wall_ms && wall_ms < set.over_at_ms();
-        if owned.sought >= SEEKS_MAX || !owned.live.iter().any(away) {
+        let begun = owned.intent.clone().and_then(|wire| SignedManifest::trusted(wire).ok()).map(|manifest| manifest.as_older_set());
+        if owned.sought >= SEEKS_MAX || !owned.live.iter().chain(&begun).any(away) {
             return false;
         }
         (owned.op, owned.due_us) = (Some(op), None);
@@ -290,6 +291,11 @@ impl Node {
         if (version.term, version.device) == (term, me.device()) && owned.head.as_ref().is_none_or(|head| head.manifest.version <= version)
         {
             owned.last_seq = owned.last_seq.max(version.seq);
+            // A put that a crash interrupted may be what was found: then it went through.
+            let begun = owned.intent.clone().and_then(|wire| SignedManifest::trusted(wire).ok());
+            if begun.is_some_and(|manifest| manifest.version <= version) {
+                owned.intent = None;
+            }
             owned.remember_lease(&value.head, now.wall_ms);
             owned.head = Some(value.head);
             self.count("leases_found");

@@ -291,9 +291,7 @@ impl Owner {
         };
         let manifest = SignedManifest::sign(manifest, &self.signer).expect("a sound manifest");
         self.older.push(manifest.as_older_set());
-        while self.older.len() > persona_fragments::manifest::OLDER_SETS_MAX {
-            self.forgot_until_ms = self.forgot_until_ms.max(self.older.remove(0).over_at_ms() + 20_000);
-        }
+        self.make_room();
         self.last = Some(manifest.clone());
         PutTask { manifest, shards, renewal: false, keeps: Vec::new(), bystanders: Vec::new() }
     }
@@ -303,6 +301,13 @@ impl Owner {
         self.older.retain(|set| set.version != head.manifest.version);
         self.older.extend(head.as_older_sets(world.now.wall_ms));
         self.older.sort_by(|a, b| a.order().cmp(&b.order()));
+        self.make_room();
+    }
+
+    fn make_room(&mut self) {
+        while self.older.len() > persona_fragments::manifest::OLDER_SETS_MAX {
+            self.forgot_until_ms = self.forgot_until_ms.max(self.older.remove(0).over_at_ms() + 20_000);
+        }
     }
 
     /// A commit that reached every older set: only its own set is left to be told of the next.

@@ -191,13 +191,13 @@ impl Signed {
     /// An answer to HEAD that names this as certified.
     pub(super) fn answers_head(&self) -> Vec<u8> {
         let writer = Writer::new().varint(1).varint(3).raw(&[1]).raw(&self.head()[1..]);
-        writer.raw(&[0]).varint(0).raw(&[0]).finish()
+        writer.raw(&[0]).varint(0).raw(&[0]).raw(&[0]).finish()
     }
 
     /// An answer to HEAD that names this as acked.
     pub(super) fn answers_prepared(&self, index: u8) -> Vec<u8> {
         let writer = self.wire(Writer::new().varint(1).varint(3).raw(&[0, 0]).varint(1));
-        ack_bytes(writer, &self.ack(index)).raw(&[0]).finish()
+        ack_bytes(writer, &self.ack(index)).raw(&[0]).raw(&[0]).finish()
     }
 
     pub(super) fn asks_shard(&self) -> Vec<u8> {
