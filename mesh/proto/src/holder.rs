@@ -638,8 +638,10 @@ impl Holder {
         self.not_fenced(&key, &manifest.owner, &version)?;
         let section = self.sections.get(&key);
         let have_bytes = section.and_then(|section| section.shards.get(&hash)).is_some_and(|shard| !shard.lost);
-        if let Some(stored) = section.and_then(|section| section.versions.get(&version)) {
-            if stored.manifest.hash() != manifest.hash() && !mutants::on(Mutant::TwoAcks) {
+        let same = |stored: &&Stored| stored.manifest.hash() == manifest.hash();
+        let stored = section.and_then(|section| section.versions.get(&version));
+        if let Some(stored) = stored.filter(|stored| same(stored) || !mutants::on(Mutant::TwoAcks)) {
+            if !same(&stored) {
                 return Err(Response::Conflict { manifest: stored.manifest.wire().clone() });
             }
             let coming = stored.coming;
