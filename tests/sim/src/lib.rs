@@ -7,9 +7,14 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "a harness owns threads and clocks; what it runs does not")]
 
 pub mod cheat;
+pub mod churn;
 pub mod keys;
 pub mod liar;
+pub mod lookup;
 pub mod plan;
+pub mod plot;
 pub mod run;
+pub mod scale;
+pub mod survival;
 pub mod tell;
 pub mod world;
