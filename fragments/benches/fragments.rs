@@ -87,7 +87,7 @@ fn head() -> CertifiedHead {
     let manifest = SignedManifest::sign(section(1 << 10).0, &owner()).expect("sound");
     let acks = (0..10).map(|index| (index, sign_batch(&[manifest.ack_leaf(index)], &holder(index)).swap_remove(0))).collect();
     let certificate = Certificate::assemble(&manifest, &acks).expect("ten acks");
-    CertifiedHead { manifest, certificate }
+    CertifiedHead { manifest, certificate, lease: None }
 }
 
 mod content {

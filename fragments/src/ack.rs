@@ -31,8 +31,10 @@ pub enum AckKind {
     Ack,
     /// No manifest of this version was or ever will be acked here.
     Never,
-    /// The shard is durable here as a member of a handed-over holder set.
+    /// The shard is durable here, and stays so under the next link of a lease, to which `n - f` holders consented.
     Handover,
+    /// The next link of a lease may be this one.
+    Consent,
 }
 
 /// What exactly one ack is about. Never sent: both sides know it.
@@ -44,11 +46,11 @@ pub struct AckLeaf {
     pub key: SectionKey,
     /// The version.
     pub version: Version,
-    /// The manifest, by its hash. All zero for [`AckKind::Never`].
+    /// The manifest, by its hash. All zero for [`AckKind::Never`]; the handover's for those of a lease.
     pub manifest_hash: Digest,
     /// The shard.
     pub index: u8,
-    /// The generation of a handed-over holder set; 0 for the owner's own.
+    /// The generation of a handover; 0 for the owner's own holder set.
     pub generation: u32,
 }
 

@@ -7,14 +7,18 @@ use bincode::{Decode, Encode};
 
 use crate::{
     ack::{Ack, AckKind, AckLeaf},
-    ids::Signature,
-    manifest::{ManifestError, ManifestWire, SignedManifest},
+    ids::{PeerKey, Signature},
+    lease::{Lease, LeaseError},
+    manifest::{ManifestError, ManifestWire, OlderSet, SignedManifest},
     mutants::{self, Mutant},
     sign::{Signer, Verifier},
     wire::{self, DecodeError},
 };
 
 const NEVER_LABEL: &[u8] = b"persona/never/v1";
+
+/// A holder set of a lease is named for so long after its last link has expired: longer than clocks may differ.
+const SET_MEMORY_MS: u64 = 20_000;
 
 /// `n - f` acks of one manifest's holders, in the order of their indices.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -49,9 +53,9 @@ pub enum CertificateError {
         /// The holder's index.
         index: u8,
     },
-    /// A newer format carries a handover link that this build cannot check.
-    #[error("the head carries a handover, which this version of persona cannot check")]
-    Handover,
+    /// The lease of a head proves nothing.
+    #[error("the lease: {0}")]
+    Handover(#[from] LeaseError),
 }
 
 impl SignedManifest {
@@ -183,6 +187,8 @@ pub struct CertifiedHead {
     pub manifest: SignedManifest,
     /// Its certificate.
     pub certificate: Certificate,
+    /// How its holders have renewed it, if they have.
+    pub lease: Option<Lease>,
 }
 
 /// How a certified head travels (docs/spec/wire.md#certified-head).
@@ -192,7 +198,7 @@ pub struct HeadWire {
     pub manifest: ManifestWire,
     /// Its certificate.
     pub certificate: Certificate,
-    /// The newest handover link of a leased section. Reserved: version 1 writes `None`.
+    /// The frame of the lease, if its holders have renewed it (docs/spec/wire.md#lease).
     pub handover: Option<Vec<u8>>,
 }
 
@@ -269,7 +275,50 @@ impl CertifiedHead {
 
     /// As a part of a larger frame.
     pub fn to_wire(&self) -> HeadWire {
-        HeadWire { manifest: self.manifest.wire().clone(), certificate: self.certificate.clone(), handover: None }
+        let handover = self.lease.as_ref().map(|lease| lease.frame().to_vec());
+        HeadWire { manifest: self.manifest.wire().clone(), certificate: self.certificate.clone(), handover }
+    }
+
+    /// Who holds the shards now, by index: those of the last link, or the manifest's.
+    pub fn holders(&self) -> &[PeerKey] {
+        self.lease.as_ref().map_or(&self.manifest.holders, Lease::holders)
+    }
+
+    /// The shard index of `peer`, if it is a holder now.
+    pub fn index_of(&self, peer: &PeerKey) -> Option<u8> {
+        self.holders().iter().position(|holder| holder == peer).map(|index| index as u8)
+    }
+
+    /// When it was issued or last renewed, in milliseconds since the Unix epoch.
+    pub fn renewed_at_ms(&self) -> u64 {
+        self.lease.as_ref().map_or(self.manifest.issued_at_ms, Lease::issued_at_ms)
+    }
+
+    /// When it expires, in milliseconds since the Unix epoch.
+    pub fn expires_at_ms(&self) -> u64 {
+        self.lease.as_ref().map_or(self.manifest.expires_at_ms(), |lease| self.manifest.link_expires_at_ms(lease.issued_at_ms()))
+    }
+
+    /// The generation of the last link; 0 without a lease.
+    pub fn generation(&self) -> u32 {
+        self.lease.as_ref().map_or(0, |lease| self.manifest.generation_at(lease.issued_at_ms()))
+    }
+
+    /// Its holder sets as a later version names them: of the last link, and of those before it that a reader may still be led to.
+    pub fn as_older_sets(&self, now_ms: u64) -> Vec<OlderSet> {
+        let last = OlderSet { holders: self.holders().to_vec(), expires_at_ms: self.expires_at_ms(), ..self.manifest.as_older_set() };
+        let before = self.lease.iter().flat_map(|lease| lease.handovers(&self.manifest)).filter(|handover| handover.changes());
+        let mut sets: Vec<OlderSet> = before
+            .map(|handover| OlderSet {
+                version: self.manifest.version,
+                expires_at_ms: self.manifest.link_expires_at_ms(handover.issued_at_ms),
+                holders: handover.before,
+                renew_until_ms: 0, // the last set has what may follow
+            })
+            .filter(|set| set.expires_at_ms.saturating_add(SET_MEMORY_MS) > now_ms)
+            .collect();
+        sets.push(last);
+        sets
     }
 
     /// Decodes and verifies everything: the owner's signature and every ack.
@@ -279,9 +328,25 @@ impl CertifiedHead {
 
     /// Verifies everything: the owner's signature and every ack.
     pub fn verify(wire: HeadWire, verifier: &dyn Verifier) -> Result<Self, CertificateError> {
-        let head = Self::unverified(wire, |wire| SignedManifest::verify(wire, verifier))?;
-        head.certificate.verify(&head.manifest, verifier)?;
-        Ok(head)
+        Self::verify_with(wire, None, verifier)
+    }
+
+    /// Verifies everything but what a `known` head of the same manifest proves: the manifest, its being certified, and the links that both
+    /// leases begin with.
+    pub fn verify_with(wire: HeadWire, known: Option<&Self>, verifier: &dyn Verifier) -> Result<Self, CertificateError> {
+        let known = known.filter(|known| *known.manifest.wire() == wire.manifest);
+        let HeadWire { manifest, certificate, handover } = wire;
+        let manifest = match known {
+            Some(known) => known.manifest.clone(),
+            None => SignedManifest::verify(manifest, verifier)?,
+        };
+        let certificate = match known {
+            Some(known) => known.certificate.clone(),
+            None => certificate.verify(&manifest, verifier).map(|()| certificate)?,
+        };
+        let known = known.and_then(|known| known.lease.as_ref());
+        let lease = handover.map(|frame| Lease::verify(&frame, &manifest, known, verifier)).transpose()?;
+        Ok(Self { manifest, certificate, lease })
     }
 
     /// Verifies everything but what is known: where the manifest is `known`, byte for byte, its owner's signature is not verified again.
@@ -290,25 +355,18 @@ impl CertifiedHead {
         if wire.manifest != *known.wire() {
             return Self::verify(wire, verifier);
         }
-        let head = Self::unverified(wire, |_| Ok(known.clone()))?;
-        head.certificate.verify(&head.manifest, verifier)?;
-        Ok(head)
+        let (manifest, HeadWire { certificate, handover, .. }) = (known.clone(), wire);
+        certificate.verify(&manifest, verifier)?;
+        let lease = handover.map(|frame| Lease::verify(&frame, &manifest, None, verifier)).transpose()?;
+        Ok(Self { manifest, certificate, lease })
     }
 
     /// Decodes what this node stored itself after verifying it: everything is checked but the signatures.
     pub fn trusted(wire: HeadWire) -> Result<Self, CertificateError> {
-        let head = Self::unverified(wire, SignedManifest::trusted)?;
-        check_quorum(&head.manifest, &head.certificate.acks)?;
-        Ok(head)
-    }
-
-    fn unverified(
-        wire: HeadWire,
-        manifest: impl FnOnce(ManifestWire) -> Result<SignedManifest, ManifestError>,
-    ) -> Result<Self, CertificateError> {
-        if wire.handover.is_some() {
-            return Err(CertificateError::Handover);
-        }
-        Ok(Self { manifest: manifest(wire.manifest)?, certificate: wire.certificate })
+        let HeadWire { manifest, certificate, handover } = wire;
+        let manifest = SignedManifest::trusted(manifest)?;
+        check_quorum(&manifest, &certificate.acks)?;
+        let lease = handover.map(|frame| Lease::trusted(&frame, &manifest)).transpose()?;
+        Ok(Self { manifest, certificate, lease })
     }
 }

@@ -31,9 +31,9 @@ pub struct ClassSpec {
 /// The classes of a node. Defaults are those of docs/spec/section.md#classes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Classes {
-    /// Default: 1 h, level 5.
+    /// Default: 1 h, level 5, renewed by its holders for 24 h.
     pub core: ClassSpec,
-    /// Default: 5 min, level 3.
+    /// Default: 5 min, level 3, renewed by its holders for 24 h.
     pub relationship: ClassSpec,
     /// Default: 30 s, level 2.
     pub active: ClassSpec,
@@ -43,8 +43,12 @@ pub struct Classes {
 
 impl Default for Classes {
     fn default() -> Self {
-        let spec = |seconds, level| ClassSpec { ttl: Duration::from_secs(seconds), level, renew_for: Duration::ZERO };
-        Self { core: spec(3600, 5), relationship: spec(300, 3), active: spec(30, 2), document: spec(3600, 3) }
+        let spec = |ttl_s: u64, level, renew_h: u64| ClassSpec {
+            ttl: Duration::from_secs(ttl_s),
+            level,
+            renew_for: Duration::from_secs(renew_h * 3600),
+        };
+        Self { core: spec(3600, 5, 24), relationship: spec(300, 3, 24), active: spec(30, 2, 0), document: spec(3600, 3, 0) }
     }
 }
 

@@ -15,6 +15,7 @@ pub mod certificate;
 pub mod class;
 pub mod coding;
 pub mod ids;
+pub mod lease;
 pub mod manifest;
 pub mod mutants;
 pub mod seal;
@@ -27,6 +28,7 @@ pub use certificate::{AbortedVersion, Certificate, CertificateError, CertifiedHe
 pub use class::{Class, ClassSpec, Classes};
 pub use coding::{CodingError, ReconstructError, encode, reconstruct};
 pub use ids::{DeviceId, Digest, OwnerKey, PeerKey, SectionKey, Signature};
+pub use lease::{Handover, Lease, LeaseError, Link};
 pub use manifest::{Manifest, ManifestError, OlderSet, SignedManifest, Version};
 pub use seal::{EpochKey, Fields, OpenError, RecoveryKey, SealContext, SealError};
 pub use shape::{Shape, ShapeError};

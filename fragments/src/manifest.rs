@@ -57,11 +57,23 @@ pub struct OlderSet {
     pub version: Version,
     /// Its holders, by shard index.
     pub holders: Vec<PeerKey>,
-    /// When it no longer matters, in milliseconds since the Unix epoch.
+    /// When it no longer matters, in milliseconds since the Unix epoch; of a leased version, when its last known link expires.
     pub expires_at_ms: u64,
+    /// Of a leased version: until when its holders may have renewed it all the same (milliseconds since the Unix epoch). 0: it is not leased.
+    pub renew_until_ms: u64,
 }
 
 impl OlderSet {
+    /// When nobody can be led there any more, but for the clocks' allowance.
+    pub fn over_at_ms(&self) -> u64 {
+        self.expires_at_ms.max(self.renew_until_ms)
+    }
+
+    /// The order in which a manifest names older sets.
+    pub fn order(&self) -> (Version, u64, &[PeerKey]) {
+        (self.version, self.expires_at_ms, &self.holders)
+    }
+
     /// How many of the set must have heard of a newer commit: `n - f`.
     pub fn quorum(&self) -> usize {
         let f = self.holders.len().saturating_sub(1) / 3;
@@ -103,8 +115,8 @@ pub struct Manifest {
     pub shard_hashes: Vec<Digest>,
     /// Who holds which shard, by index. All distinct.
     pub holders: Vec<PeerKey>,
-    /// Older holder sets that are neither expired nor discharged, oldest first: each of a higher version than the one before it, and all
-    /// below this one.
+    /// Older holder sets that are neither expired nor discharged, oldest first, all of versions below this one. A leased version may have
+    /// several.
     pub older: Vec<OlderSet>,
 }
 
@@ -149,7 +161,8 @@ impl Manifest {
 
     /// This manifest's holder set as a later version names it.
     pub fn as_older_set(&self) -> OlderSet {
-        OlderSet { version: self.version, holders: self.holders.clone(), expires_at_ms: self.expires_at_ms() }
+        let (expires_at_ms, renew_until_ms) = (self.expires_at_ms(), self.renew_until_ms);
+        OlderSet { version: self.version, holders: self.holders.clone(), expires_at_ms, renew_until_ms }
     }
 
     /// Checks everything about it that needs neither a key nor a clock.
@@ -203,14 +216,14 @@ impl Manifest {
             if set.version.seq == 0 || set.version.term == 0 || set.version >= self.version {
                 return Err(OutOfBounds("older version"));
             }
-            if set.expires_at_ms > TIME_MS_MAX {
+            if set.over_at_ms() > TIME_MS_MAX {
                 return Err(OutOfBounds("older expiry"));
             }
             if !distinct(&set.holders) {
                 return Err(RepeatsHolder);
             }
         }
-        if !self.older.windows(2).all(|pair| pair[0].version < pair[1].version) {
+        if !self.older.windows(2).all(|pair| pair[0].order() < pair[1].order()) {
             return Err(OutOfBounds("order of older holder sets"));
         }
         Ok(())

@@ -42,11 +42,25 @@ pub enum Mutant {
     RenewalUntold,
     /// A holder goes on serving what has expired.
     ServeExpired,
+    /// A writer counts a hint: a confirmation by a peer that is told the head so that others find it, and holds nothing.
+    CountHint,
+    /// A holder that lost its store answers as if it had never had one.
+    ForgetLoss,
+    /// A holder acks what it promised never to ack.
+    BreakNever,
+    /// A put whose older holder set could not be told does not say so.
+    StaleUnsaid,
+    /// A holder stores and acks whatever bytes come as its shard.
+    AnyShard,
+    /// A handover counts with `n - f - 1` signatures.
+    HandoverShort,
+    /// A holder does not name the sets that it has signed for.
+    HandoverForgotten,
 }
 
 impl Mutant {
     /// Every mutant.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 25] = [
         Self::NoWriteBack,
         Self::OlderSetsUntold,
         Self::DropOnPrepare,
@@ -65,6 +79,13 @@ impl Mutant {
         Self::NoForwardPointer,
         Self::RenewalUntold,
         Self::ServeExpired,
+        Self::CountHint,
+        Self::ForgetLoss,
+        Self::BreakNever,
+        Self::StaleUnsaid,
+        Self::AnyShard,
+        Self::HandoverShort,
+        Self::HandoverForgotten,
     ];
 }
 

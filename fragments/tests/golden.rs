@@ -35,7 +35,12 @@ fn golden_head() -> CertifiedHead {
 }
 
 fn golden_manifest() -> Manifest {
-    let older = OlderSet { version: version(6), holders: (4..8).map(holder_key).collect(), expires_at_ms: NEW_YEAR_MS + 1_000 };
+    let older = OlderSet {
+        version: version(6),
+        holders: (4..8).map(holder_key).collect(),
+        expires_at_ms: NEW_YEAR_MS + 1_000,
+        renew_until_ms: NEW_YEAR_MS + 86_400_000,
+    };
     Manifest { older: vec![older], renew_until_ms: NEW_YEAR_MS + 86_400_000, ..section(&sealed_in(&context()), 2, 4).0 }
 }
 

@@ -82,7 +82,8 @@ fn every_single_bit_change_of_a_certified_head_is_refused() {
         let stored = sealed_in(&context());
         let mut manifest = section(&stored, level, usable).0;
         manifest.renew_until_ms = NEW_YEAR_MS + 1;
-        manifest.older = vec![OlderSet { version: version(6), holders: vec![holder_key(9)], expires_at_ms: NEW_YEAR_MS + 500 }];
+        manifest.older =
+            vec![OlderSet { version: version(6), holders: vec![holder_key(9)], expires_at_ms: NEW_YEAR_MS + 500, renew_until_ms: 0 }];
         let head = head(manifest);
         let bytes = head.to_bytes();
         assert_eq!(CertifiedHead::from_bytes(&bytes, &Ed25519Verifier).as_ref(), Ok(&head));
@@ -136,8 +137,8 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn older_sets()(version in versions(), holders in prop::collection::vec(any::<[u8; 32]>(), 0..20), expires_at_ms in any::<u64>()) -> OlderSet {
-        OlderSet { version, holders: holders.into_iter().map(PeerKey).collect(), expires_at_ms }
+    fn older_sets()(version in versions(), holders in prop::collection::vec(any::<[u8; 32]>(), 0..20), expires_at_ms in any::<u64>(), renew_until_ms in any::<u64>()) -> OlderSet {
+        OlderSet { version, holders: holders.into_iter().map(PeerKey).collect(), expires_at_ms, renew_until_ms }
     }
 }
 
@@ -240,7 +241,7 @@ proptest! {
 
     #[test]
     fn an_ack_leaf_survives_the_wire(kind in 0..3_usize, version in versions(), index in any::<u8>(), generation in any::<u32>()) {
-        let kind = [AckKind::Ack, AckKind::Never, AckKind::Handover][kind];
+        let kind = [AckKind::Ack, AckKind::Never, AckKind::Handover, AckKind::Consent][kind];
         round_trip(&AckLeaf { kind, key: SectionKey([1; 32]), version, manifest_hash: digest(2), index, generation });
     }
 

@@ -7,7 +7,7 @@ mod common;
 use common::*;
 use persona_fragments::{
     AbortedVersion, Ack, AckKind, AckLeaf, Certificate, CertificateError, CertifiedHead, Class, CodingError, Ed25519Verifier, EpochKey,
-    Equivocation, EquivocationError, Fields, Manifest, ManifestError, OlderSet, OpenError, OwnerKey, PeerKey, ReconstructError,
+    Equivocation, EquivocationError, Fields, LeaseError, Manifest, ManifestError, OlderSet, OpenError, OwnerKey, PeerKey, ReconstructError,
     RecoveryKey, SECTION_BYTES_MAX, SealContext, SealError, SectionKey, Shape, SignedManifest, Signer, Version,
     ack::ACK_PATH_MAX,
     certificate::HeadWire,
@@ -40,7 +40,7 @@ mod manifests {
     }
 
     fn older(seq: u64) -> OlderSet {
-        OlderSet { version: version(seq), holders: vec![holder_key(1), holder_key(2)], expires_at_ms: NEW_YEAR_MS }
+        OlderSet { version: version(seq), holders: vec![holder_key(1), holder_key(2)], expires_at_ms: NEW_YEAR_MS, renew_until_ms: 0 }
     }
 
     fn verified(body: ManifestWire) -> Result<SignedManifest, ManifestError> {
@@ -105,7 +105,12 @@ mod manifests {
             it.content_len = persona_fragments::CONTENT_BYTES_MAX as u32;
             it.version = version(u64::MAX);
             it.older = (1..=OLDER_SETS_MAX as u64)
-                .map(|seq| OlderSet { version: version(seq), holders: (0..16).map(holder_key).collect(), expires_at_ms: TIME_MS_MAX })
+                .map(|seq| OlderSet {
+                    version: version(seq),
+                    holders: (0..16).map(holder_key).collect(),
+                    expires_at_ms: TIME_MS_MAX,
+                    renew_until_ms: TIME_MS_MAX,
+                })
                 .collect();
         });
         let furthest = furthest.expect("within bounds");
@@ -353,7 +358,7 @@ mod certificates {
         head_with_a_handover: {
             let wire = HeadWire { handover: Some(vec![1]), ..core().to_wire() };
             CertifiedHead::from_bytes(&wire::encode(&wire), &Ed25519Verifier)
-        } => Handover;
+        } => Handover(LeaseError::Decode(DecodeError::Malformed("UnexpectedEnd { additional: 1 }".into())));
         head_followed_by_a_byte: CertifiedHead::from_bytes(&[core().to_bytes(), vec![0]].concat(), &Ed25519Verifier)
             => Decode(DecodeError::Trailing(1));
         head_with_the_certificate_but_not_the_owner: {
@@ -393,7 +398,12 @@ mod certificates {
 
     #[test]
     fn the_largest_head_is_small() {
-        let set = |seq| OlderSet { version: version(seq), holders: (0..16).map(holder_key).collect(), expires_at_ms: TIME_MS_MAX };
+        let set = |seq| OlderSet {
+            version: version(seq),
+            holders: (0..16).map(holder_key).collect(),
+            expires_at_ms: TIME_MS_MAX,
+            renew_until_ms: TIME_MS_MAX,
+        };
         let mut manifest = section(b"be kind", 10, 16).0;
         manifest.name = vec![0xff; NAME_BYTES_MAX];
         manifest.key = SectionKey::derive(&manifest.owner, &manifest.name);
@@ -405,7 +415,7 @@ mod certificates {
             let batch: Vec<AckLeaf> = (0..1024).map(|generation| AckLeaf { generation, ..leaf.clone() }).rev().collect();
             sign_batch(&batch, &holder(index)).swap_remove(1023)
         };
-        let head = CertifiedHead { certificate: Certificate { acks: (0..16).map(ack).collect() }, manifest };
+        let head = CertifiedHead { certificate: Certificate { acks: (0..16).map(ack).collect() }, manifest, lease: None };
         assert!(head.manifest.wire().body.len() < 8 << 10, "{}", head.manifest.wire().body.len());
         assert!(head.to_bytes().len() < 16 << 10, "{}", head.to_bytes().len());
         assert_eq!(CertifiedHead::from_bytes(&head.to_bytes(), &Ed25519Verifier).as_ref(), Ok(&head));

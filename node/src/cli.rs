@@ -238,6 +238,10 @@ enum SectionVerb {
         /// How long a version lives unless this node renews it, in seconds [default: the class's]
         #[arg(long, value_name = "SECONDS")]
         ttl: Option<f64>,
+        /// How long its holders renew it among themselves while this node is away, as 90s, 30m, 12h or 7d; 0 for not at all [default: the
+        /// class's, and for documents 0]
+        #[arg(long, value_name = "TIME", value_parser = lasting)]
+        renew_for: Option<f64>,
         /// The level to ask for, 1 to 10 [default: the class's]
         #[arg(long, value_parser = value_parser!(u8).range(1..=10))]
         level: Option<u8>,
@@ -483,11 +487,13 @@ async fn run(verb: Verb, common: &Common) -> anyhow::Result<ExitCode> {
             }
             deliver(common, &reply, chosen.as_bytes(), output.as_deref())?;
             note(&format!(
-                "read from {} holders, {} shards from the network, {} in {:.1} ms",
+                "read from {} holders, {} shards from the network, {} in {:.1} ms; {:.0} s left{}",
                 reply["holders_answered"],
                 reply["shards_from_network"],
                 text(&reply["fresh"]),
-                number(&reply["ms"])
+                number(&reply["ms"]),
+                number(&reply["expires_in_s"]),
+                lease(&reply)
             ));
         }
         Verb::Section(verb) => section(verb, common).await?,
@@ -635,7 +641,7 @@ async fn agent(verb: AgentVerb, common: &Common) -> anyhow::Result<()> {
 async fn section(verb: SectionVerb, common: &Common) -> anyhow::Result<()> {
     let client = common.client()?;
     match verb {
-        SectionVerb::Put { agent, name, file, class, ttl, level, require_level } => {
+        SectionVerb::Put { agent, name, file, class, ttl, renew_for, level, require_level } => {
             let content = if file.as_os_str() == "-" {
                 let mut content = Vec::new();
                 let stdin = std::io::stdin().lock();
@@ -653,6 +659,7 @@ async fn section(verb: SectionVerb, common: &Common) -> anyhow::Result<()> {
             let mut path = format!("/v1/agents/{}/sections/{}?class={}", segment(&agent), segment(&name), segment(&class));
             let given = [
                 ("ttl_s", ttl.map(|ttl| ttl.to_string())),
+                ("renew_for_s", renew_for.map(|seconds| seconds.to_string())),
                 ("level", level.map(|level| level.to_string())),
                 ("require_level", require_level.map(|level| level.to_string())),
             ];
@@ -663,14 +670,15 @@ async fn section(verb: SectionVerb, common: &Common) -> anyhow::Result<()> {
             show(common, &reply, |reply| {
                 let tolerance = if reply["byzantine_tolerant"] == true { "" } else { " (not Byzantine-tolerant)" };
                 format!(
-                    "stored as version {}: {} of {} holders have a shard on disk, any {} of {} shards give it back: level {}{tolerance}, for {:.0} s unless renewed",
+                    "stored as version {}: {} of {} holders have a shard on disk, any {} of {} shards give it back: level {}{tolerance}, for {:.0} s unless renewed{}",
                     text(&reply["version"]),
                     reply["placed"],
                     reply["n"],
                     reply["k"],
                     reply["n"],
                     reply["level"],
-                    number(&reply["expires_in_s"])
+                    number(&reply["expires_in_s"]),
+                    lease(reply)
                 )
             });
         }
@@ -679,11 +687,13 @@ async fn section(verb: SectionVerb, common: &Common) -> anyhow::Result<()> {
             let content = BASE64.decode(text(&reply["content"]).as_bytes()).context("the node's answer is malformed")?;
             deliver(common, &reply, &content, output.as_deref())?;
             note(&format!(
-                "read from {} holders, {} shards from the network, {} in {:.1} ms",
+                "read from {} holders, {} shards from the network, {} in {:.1} ms; {:.0} s left{}",
                 reply["holders_answered"],
                 reply["shards_from_network"],
                 text(&reply["fresh"]),
-                number(&reply["ms"])
+                number(&reply["ms"]),
+                number(&reply["expires_in_s"]),
+                lease(&reply)
             ));
         }
     }
@@ -724,11 +734,14 @@ async fn certificate(verb: CertificateVerb, common: &Common) -> anyhow::Result<(
                 "valid": true, "kad_key": manifest.key.to_kad_key(), "agent": manifest.owner.to_did(), "version": manifest.version.to_string(),
                 "manifest_hash": manifest.hash().to_hex(), "n": manifest.shape.n(), "k": manifest.shape.k(), "f": manifest.shape.f(),
                 "acks": head.certificate.acks.iter().map(|ack| manifest.holders[usize::from(ack.index)].to_peer_id_string()).collect::<Vec<_>>(),
-                "issued_at_ms": manifest.issued_at_ms, "expires_at_ms": manifest.expires_at_ms(), "content_len": manifest.content_len,
+                "issued_at_ms": manifest.issued_at_ms, "expires_at_ms": head.expires_at_ms(), "content_len": manifest.content_len,
+                "lease_until_ms": manifest.is_leased().then_some(manifest.renew_until_ms),
+                "links": head.lease.as_ref().map_or(0, |lease| lease.links().len()),
+                "holders": head.holders().iter().map(|peer| peer.to_peer_id_string()).collect::<Vec<_>>(),
             });
             show(common, &report, |report| {
                 format!(
-                    "valid: {} holders signed that version {} of {} is on their disks; any {} of its {} shards give it back\nagent {}\nsection {}\nmanifest {}\nexpires at {} (ms since 1970), unless renewed",
+                    "valid: {} holders signed that version {} of {} is on their disks; any {} of its {} shards give it back\nagent {}\nsection {}\nmanifest {}\nexpires at {} (ms since 1970), unless renewed{}",
                     head.certificate.acks.len(),
                     text(&report["version"]),
                     text(&report["kad_key"]),
@@ -737,7 +750,8 @@ async fn certificate(verb: CertificateVerb, common: &Common) -> anyhow::Result<(
                     text(&report["agent"]),
                     text(&report["kad_key"]),
                     text(&report["manifest_hash"]),
-                    report["expires_at_ms"]
+                    report["expires_at_ms"],
+                    lease(report)
                 )
             });
         }
@@ -945,7 +959,7 @@ fn analysis_text(reply: &Value) -> String {
         (false, false) => "not readable now",
     };
     format!(
-        "{}\n{}\nversion {}  manifest {}\nlevel {} now, {} asked; any {} of {} shards; {} acks in its certificate; {:.0} s left\n{holders}\n{} of {} holders answered: {modes}",
+        "{}\n{}\nversion {}  manifest {}\nlevel {} now, {} asked; any {} of {} shards; {} acks in its certificate; {:.0} s left{}\n{holders}\n{} of {} holders answered: {modes}",
         reply["section"].as_str().unwrap_or("(unnamed)"),
         text(&reply["kad_key"]),
         text(&reply["version"]),
@@ -956,9 +970,42 @@ fn analysis_text(reply: &Value) -> String {
         reply["n"],
         reply["certificate"]["acks"],
         number(&reply["expires_in_s"]),
+        lease(reply),
         reply["answered"],
         reply["n"]
     )
+}
+
+/// For how much longer the holders of a section renew it while its owner is away, if they do.
+fn lease(reply: &Value) -> String {
+    let Some(until_ms) = reply["lease_until_ms"].as_u64() else { return String::new() };
+    let left_s = until_ms.saturating_sub(crate::clock::now().wall_ms) / 1000;
+    let (days, hours, minutes) = (left_s / 86_400, left_s / 3_600 % 24, left_s / 60 % 60);
+    let left = match (days, hours) {
+        (0, 0) => format!("{minutes} min"),
+        (0, _) => format!("{hours} h {minutes} min"),
+        (_, _) => format!("{days} d {hours} h"),
+    };
+    format!("; while its owner is away its holders renew it for {left} more")
+}
+
+/// Reads a time: a number of seconds, or one with its unit: s, m, h or d.
+fn lasting(text: &str) -> Result<f64, String> {
+    let (number, seconds) = match text.trim_end_matches(|c: char| c.is_ascii_alphabetic()) {
+        number if number.len() == text.len() => (number, 1.0),
+        number => (
+            number,
+            match &text[number.len()..] {
+                "s" => 1.0,
+                "m" => 60.0,
+                "h" => 3_600.0,
+                "d" => 86_400.0,
+                unit => return Err(format!("{unit:?} is no unit of time: s, m, h or d")),
+            },
+        ),
+    };
+    let number: f64 = number.parse().map_err(|_| String::from("a number and its unit, as 90s, 30m, 12h or 7d"))?;
+    if number.is_finite() && number >= 0.0 { Ok(number * seconds) } else { Err("a time is not negative".into()) }
 }
 
 async fn demo(options: Demo, common: &Common) -> anyhow::Result<ExitCode> {

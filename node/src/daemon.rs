@@ -36,7 +36,8 @@ use crate::{
         passphrase,
     },
     random::OsRandom,
-    store::{STORE_FILE, Store, StoreError, StoreEvent},
+    room::Room,
+    store::{STORE_FILE, Salvage, Store, StoreError, StoreEvent},
 };
 
 /// Calls waiting for the node. Beyond it the API answers 503.
@@ -51,11 +52,23 @@ const KEEPS_WAITING_MAX: usize = 256;
 /// There while a lost store has not yet been marked in the new one.
 const STORE_LOST_FILE: &str = "store.lost";
 
+/// Tables with what this node promised to others: one that lost a row of them must say so (docs/spec/quorum.md#a-holder-that-lost-its-store).
+const PROMISES: [Table; 4] = [Table::Prepared, Table::Head, Table::Fence, Table::Meta];
+
+/// Tables with numbers that must not be given twice - versions that were signed, counters of messages: an agent whose host lost a row of
+/// them goes on in a higher term, in which none was given yet.
+const NOT_TO_BE_REPEATED: [Table; 4] = [Table::Intent, Table::Own, Table::Outbox, Table::Meta];
+
 /// Is locked while a node runs on a state directory (docs/spec/store.md#lock).
 const LOCK_FILE: &str = "lock";
 
 /// The address book is written at most this often.
 const BOOK_SAVE_MS: u64 = 1_000;
+
+/// The store has failed while the node ran. What it acknowledged is on the disk.
+#[derive(Debug, thiserror::Error)]
+#[error("the store has failed ({0}): nothing more can be promised, and the node has stopped")]
+pub(crate) struct StoreFailed(pub(crate) String);
 
 /// How a node is started.
 #[derive(Clone, Debug)]
@@ -194,15 +207,11 @@ pub(crate) async fn up(options: Options) -> anyhow::Result<()> {
     let first = !options.dir.join(KEYSTORE_FILE).exists();
     let purpose = if first { PassphrasePurpose::Seal } else { PassphrasePurpose::Open };
     let secret = passphrase(&source, purpose)?;
-    let keystore = if first { Keystore::create(&options.dir, &secret, Cost::STANDARD)? } else { Keystore::open(&options.dir, &secret)? };
+    let mut keystore =
+        if first { Keystore::create(&options.dir, &secret, Cost::STANDARD)? } else { Keystore::open(&options.dir, &secret)? };
     let (store_events, mut from_store) = mpsc::channel(STORE_EVENTS_MAX);
-    let path = options.dir.join(STORE_FILE);
     let lost = options.dir.join(STORE_LOST_FILE);
-    if !first && !path.exists() {
-        // Written down before there is a new store: a crash in between must not make the loss forgotten.
-        files::replace(&lost, b"").context("cannot write down that the store is gone")?;
-    }
-    let store = tokio::task::spawn_blocking(move || Store::open(&path, store_events)).await??;
+    let (store, damage) = open_store(&options.dir, first, &mut keystore, store_events).await?;
     if lost.exists() {
         mark_lost(&store, &mut from_store).await?;
         std::fs::remove_file(&lost).with_context(|| format!("cannot remove {}", lost.display()))?;
@@ -216,9 +225,13 @@ pub(crate) async fn up(options: Options) -> anyhow::Result<()> {
         signer: Box::new(crate::spent::TimedSigner::new(Ed25519Signer::from_seed(&node_seed), Arc::clone(&spent))),
         verifier: Arc::new(crate::spent::TimedVerifier::new(Ed25519Verifier, Arc::clone(&spent))),
         secret: keystore.node_key(),
+        owner_signer: persona_core::ed25519_owner(),
     };
     let mut node = Node::new(keys, Config::default(), seed, clock::now());
     load(&mut node, &store)?;
+    if let Some(damage) = damage {
+        node.raise_alarm("store-damaged", damage);
+    }
     let names = take_up(&mut node, &keystore)?;
 
     let heads = Arc::new(HeadIndex::new());
@@ -231,7 +244,10 @@ pub(crate) async fn up(options: Options) -> anyhow::Result<()> {
     if let Some(moved) = moved {
         tracing::warn!("{moved}");
     }
-    files::replace(&ports_path, ports_of(&mesh.view().listening).as_bytes()).context("cannot write the file ports")?;
+    // Without it the next start listens on other ports: no reason not to run.
+    if let Err(error) = files::replace(&ports_path, ports_of(&mesh.view().listening).as_bytes()) {
+        tracing::warn!(%error, "cannot write the file ports");
+    }
 
     let book_path = options.dir.join("addresses");
     let loaded = sources::file::load(&book_path)?;
@@ -287,6 +303,7 @@ pub(crate) async fn up(options: Options) -> anyhow::Result<()> {
         book: loaded.book,
         book_path,
         book_dirty_since_ms: None,
+        room: Room::new(&options.dir),
         waiting: HashMap::new(),
         next_call: 0,
         shared: Arc::clone(&shared),
@@ -337,8 +354,55 @@ pub(crate) async fn up(options: Options) -> anyhow::Result<()> {
     }
     match failed {
         None => Ok(()),
-        Some(reason) => bail!("the store has failed ({reason}): nothing more can be promised; start again once the disk is well"),
+        Some(reason) => Err(StoreFailed(reason).into()),
     }
+}
+
+/// Opens the store. Of a damaged one that keeps what is whole, and the answer says what is not.
+///
+/// Whatever must be remembered of a loss is written down before there is another store: a crash in between must not make it forgotten.
+async fn open_store(
+    dir: &Path,
+    first: bool,
+    keystore: &mut Keystore,
+    events: mpsc::Sender<StoreEvent>,
+) -> anyhow::Result<(Store, Option<String>)> {
+    let path = dir.join(STORE_FILE);
+    let open = || {
+        let (path, events) = (path.clone(), events.clone());
+        tokio::task::spawn_blocking(move || Store::open(&path, events))
+    };
+    let say_lost = || files::replace(&dir.join(STORE_LOST_FILE), b"").context("cannot write down that the store is lost");
+    if !first && !path.exists() {
+        say_lost()?;
+    }
+    let detail = match open().await? {
+        Err(StoreError::Damaged { detail, .. }) => detail,
+        opened => return Ok((opened?, None)),
+    };
+    let salvage = tokio::task::spawn_blocking({
+        let path = path.clone();
+        move || Salvage::of(&path)
+    });
+    let salvage = salvage.await??;
+    let mut damage = format!("the store was damaged ({detail}): {salvage}");
+    if salvage.loses(&PROMISES) {
+        say_lost()?;
+    }
+    if salvage.loses(&NOT_TO_BE_REPEATED) && !keystore.agents().is_empty() {
+        let coming = keystore.imports();
+        // One that is on its way here already comes from the host that has it, which is not this one.
+        for entry in keystore.agents().into_iter().filter(|entry| !coming.iter().any(|import| import.agent == entry.agent)) {
+            let secrets = keystore.agent(&entry.name)?;
+            let (name, agent, from_term) = (entry.name, entry.agent, entry.term);
+            keystore.put_import(&ImportSecrets { name, agent, from_term, root: secrets.root })?;
+        }
+        damage.push_str("; what lives here is taken over anew, in a higher term, with what the mesh has of it");
+    }
+    let aside = salvage.install()?;
+    damage
+        .push_str(&format!(". The damaged file is kept as {}: check the disk, and remove it when nobody misses anything", aside.display()));
+    Ok((open().await??, Some(damage)))
 }
 
 /// Says durably, in a new store, that the one before it is lost: from now on this node answers `Recovering` where it may have promised
@@ -529,6 +593,7 @@ struct Shell {
     book: AddressBook,
     book_path: PathBuf,
     book_dirty_since_ms: Option<u64>,
+    room: Room,
     waiting: HashMap<u64, oneshot::Sender<Result<Answer, CallError>>>,
     next_call: u64,
     shared: Arc<Shared>,
@@ -694,6 +759,9 @@ impl Shell {
             let candidates = self.book.candidates(persona_bootstrap::BOOK_CANDIDATES_MAX, clock::now().wall_ms);
             self.join(JoinEvent::Known { candidates });
         }
+        if let Some(low) = self.room.changed(clock::now().mono_us) {
+            self.run(Input::DiskLow { low });
+        }
     }
 
     fn join(&mut self, event: JoinEvent) {
@@ -823,6 +891,51 @@ mod tests {
         assert!(now.lines().zip(had.lines()).all(|(now, had)| now != had), "{now} after {had}");
         assert!(moved.contains("listens on other ports than before"), "{moved}");
         elsewhere.mesh.stop().await;
+    }
+
+    async fn opened(dir: &Path, keystore: &mut Keystore) -> (Store, Option<String>) {
+        open_store(dir, false, keystore, mpsc::channel(8).0).await.expect("it opens")
+    }
+
+    #[tokio::test]
+    async fn what_a_damaged_store_forgot_is_written_down_before_another_store_takes_its_place() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let dir = directory.path();
+        let passphrase = Passphrase::new("for tests".to_owned());
+        let mut keystore = Keystore::create(dir, &passphrase, Cost::for_tests_only()).expect("it is made");
+        let secrets = |name: &str, term| AgentSecrets {
+            name: name.to_owned(),
+            agent: OwnerKey([name.as_bytes()[0]; 32]),
+            term,
+            root: [1; 32],
+            behaviour_seed: [2; 32],
+        };
+        keystore.put_agent(&secrets("ada", 3)).expect("room");
+        keystore.put_agent(&secrets("bob", 1)).expect("room");
+        // Bob lived here once, and is on his way back from a host of term 9.
+        let coming = ImportSecrets { name: "bob".to_owned(), agent: secrets("bob", 1).agent, from_term: 9, root: [1; 32] };
+        keystore.put_import(&coming).expect("room");
+        let (store, damage) = opened(dir, &mut keystore).await;
+        assert_eq!(damage, None);
+        assert!(dir.join(STORE_LOST_FILE).exists(), "there was a keystore and no store");
+        store.close();
+        std::fs::remove_file(dir.join(STORE_LOST_FILE)).expect("it is there");
+
+        let path = dir.join(STORE_FILE);
+        let mut bytes = std::fs::read(&path).expect("it is there");
+        bytes[4096..].fill(0x5a);
+        std::fs::write(&path, &bytes).expect("it is ours");
+        let (store, damage) = opened(dir, &mut keystore).await;
+        let damage = damage.expect("it is damaged");
+        assert!(damage.contains("0 rows are whole") && damage.contains("store.redb.damaged"), "{damage}");
+        assert!(dir.join(STORE_LOST_FILE).exists());
+        assert_eq!(std::fs::read(dir.join("store.redb.damaged")).expect("it is kept"), bytes);
+        let from: Vec<_> = keystore.imports().iter().map(|import| (import.name.clone(), import.from_term)).collect();
+        assert_eq!(from, [("ada".to_owned(), 3), ("bob".to_owned(), 9)]);
+        store.close();
+        let (store, damage) = opened(dir, &mut keystore).await;
+        assert_eq!(damage, None);
+        store.close();
     }
 
     #[test]

@@ -217,6 +217,7 @@ impl From<CallError> for Problem {
             CallError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             CallError::BadRequest(_) => StatusCode::BAD_REQUEST,
             CallError::Refused { .. } => StatusCode::CONFLICT,
+            CallError::DiskFull => StatusCode::INSUFFICIENT_STORAGE,
             CallError::NotKept(_) => StatusCode::INTERNAL_SERVER_ERROR,
             CallError::ImportUnfinished { .. } => StatusCode::SERVICE_UNAVAILABLE,
         };
@@ -346,7 +347,7 @@ async fn status(State(app): State<App>) -> Reply {
         "ready": core.ready,
         "alone": core.alone,
         "agents": app.agents(core.agents),
-        "store": {"shards": core.shards_held, "bytes": core.shard_bytes, "sections": core.sections_held, "lost_ms": core.lost_store_ms, "file_bytes": store.file_bytes},
+        "store": {"shards": core.shards_held, "bytes": core.shard_bytes, "sections": core.sections_held, "lost_ms": core.lost_store_ms, "file_bytes": store.file_bytes, "disk_low": core.disk_low},
         "network": {"kad_table": view.kad_peers, "gossip_peers": gossip_peers},
         "canary": core.canary,
         "advice": app.advice(),
@@ -621,6 +622,7 @@ async fn personality(State(app): State<App>, UrlPath(agent): UrlPath<String>, As
 struct PutQuery {
     class: Option<String>,
     ttl_s: Option<f64>,
+    renew_for_s: Option<f64>,
     level: Option<u8>,
     require_level: Option<u8>,
 }
@@ -644,6 +646,7 @@ async fn section_put(
         name,
         class,
         ttl_ms: query.ttl_s.map(|seconds| (seconds.max(0.0) * 1000.0) as u64),
+        renew_for_ms: query.renew_for_s.map(|seconds| (seconds.max(0.0) * 1000.0) as u64),
         level: query.level,
         require_level: query.require_level,
         content: body.to_vec(),

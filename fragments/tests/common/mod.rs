@@ -105,7 +105,7 @@ pub fn acks(manifest: &SignedManifest) -> BTreeMap<u8, Ack> {
 pub fn head(manifest: Manifest) -> CertifiedHead {
     let manifest = SignedManifest::sign(manifest, &owner()).expect("a sound manifest");
     let certificate = Certificate::assemble(&manifest, &acks(&manifest)).expect("enough acks");
-    CertifiedHead { manifest, certificate }
+    CertifiedHead { manifest, certificate, lease: None }
 }
 
 /// The manifest, and one that differs from it in its lifetime only.

@@ -16,10 +16,11 @@ use persona_fragments::{
 
 use crate::{
     exchange::{Reply, Tag},
-    holder::{Rank, clock_allowance_ms, rank},
-    message::{HeadAnswer, PreparedWire, Request, Response},
+    holder::{Rank, clock_allowance_ms, head_rank, rank},
+    message::{HandedSet, HeadAnswer, PreparedWire, Request, Response},
     put::fence_of,
     time::Now,
+    told::{Told, live_older},
 };
 
 /// How fresh a value must be.
@@ -232,6 +233,8 @@ pub struct Get {
     shard_asks: BTreeMap<(PeerKey, Rank), Asked>,
     /// What became of telling a peer the head that is returned.
     commit_asks: BTreeMap<(PeerKey, Rank), Asked>,
+    /// The sets that peers named when they confirmed it, or were asked for the head.
+    handed: BTreeMap<PeerKey, Vec<HandedSet>>,
     /// The version whose shards are fetched, and when to ask all its holders for them.
     target: Option<(Rank, u64)>,
     /// The content of a version, decoded and compared.
@@ -281,7 +284,7 @@ impl Get {
         task.candidates.truncate(CANDIDATES_MAX);
         let (key, owner) = (task.key, task.owner);
         task.known.take_if(|head| head.manifest.key != key || owner.is_some_and(|owner| head.manifest.owner != owner));
-        let heads = task.known.iter().map(|head| (rank(&head.manifest), head.clone())).collect();
+        let heads = task.known.iter().map(|head| (head_rank(head), head.clone())).collect();
         let mut get = Self {
             task,
             started: now,
@@ -295,6 +298,7 @@ impl Get {
             shards: BTreeMap::new(),
             shard_asks: BTreeMap::new(),
             commit_asks: BTreeMap::new(),
+            handed: BTreeMap::new(),
             target: None,
             decoded: None,
             tags: BTreeMap::new(),
@@ -382,7 +386,7 @@ impl Get {
 
     /// Every peer asked so far and what it said, the holders first: also after a failure.
     pub fn answers(&self) -> Vec<(PeerKey, Answered)> {
-        let holders = self.best().map_or(&[][..], |head| &head.manifest.holders);
+        let holders = self.best().map_or(&[][..], CertifiedHead::holders);
         let others = self.peers.keys().filter(|peer| !holders.contains(peer));
         holders.iter().chain(others).filter_map(|peer| Some((*peer, self.peers.get(peer)?.answered))).collect()
     }
@@ -440,6 +444,9 @@ impl Get {
         if let Some(entry) = self.peers.get_mut(peer) {
             entry.carries = entry.carries.max(carries);
         }
+        if let Some(handed) = answer.handed {
+            self.handed.insert(*peer, handed.sets);
+        }
         for prepared in answer.prepared.into_iter().take(PREPARED_MAX) {
             self.learn_prepared(peer, prepared, verifier);
         }
@@ -448,21 +455,23 @@ impl Get {
         if let Some(carried) = carries.filter(|_| asked && !got) {
             self.shard_asks.insert((*peer, carried), Asked::Empty);
         }
-        Some(carries.map(|(version, _)| version))
+        Some(carries.map(|(version, ..)| version))
     }
 
     /// Verifies a head, unless its manifest is already known to be certified: other signatures of the same quorum add nothing.
     fn learn(&mut self, wire: HeadWire, verifier: &dyn Verifier) -> Option<Rank> {
-        if let Some((rank, _)) = self.heads.iter().find(|(_, known)| known.manifest.wire() == &wire.manifest) {
-            return Some(*rank);
+        let known = self.heads.values().rev().find(|known| known.manifest.wire() == &wire.manifest);
+        if let Some(known) = known {
+            let offered = CertifiedHead::trusted(wire.clone()).ok()?;
+            if offered.generation() <= known.generation() {
+                return Some(head_rank(&offered)); // it leads to nothing that is not known
+            }
         }
         let prepared = self.prepared.values().map(|(manifest, _)| manifest).find(|manifest| manifest.wire() == &wire.manifest);
-        let head = match prepared.cloned() {
-            Some(manifest) if wire.handover.is_none() => {
-                wire.certificate.verify(&manifest, verifier).ok()?;
-                CertifiedHead { manifest, certificate: wire.certificate }
-            }
-            _ => CertifiedHead::verify(wire, verifier).ok()?,
+        let head = match (known, prepared) {
+            (Some(known), _) => CertifiedHead::verify_with(wire, Some(known), verifier).ok()?,
+            (None, Some(manifest)) => CertifiedHead::verify_after(wire, manifest, verifier).ok()?,
+            (None, None) => CertifiedHead::verify(wire, verifier).ok()?,
         };
         if !self.is_ours(&head.manifest) {
             return None;
@@ -480,10 +489,10 @@ impl Get {
     }
 
     fn add_head(&mut self, head: CertifiedHead) -> Rank {
-        let rank = rank(&head.manifest);
-        self.heads.insert(rank, head);
+        let rank = head_rank(&head);
         self.prepared = self.prepared.split_off(&rank);
         self.prepared.remove(&rank);
+        self.heads.insert(rank, head);
         if self.heads.len() > HEADS_MAX {
             self.heads.pop_first();
         }
@@ -523,7 +532,7 @@ impl Get {
         acks.insert(index, prepared.ack);
         if acks.len() >= usize::from(manifest.shape.quorum()) {
             let certificate = Certificate { acks: acks.values().cloned().collect() };
-            let head = CertifiedHead { manifest: manifest.clone(), certificate };
+            let head = CertifiedHead { manifest: manifest.clone(), certificate, lease: None };
             self.add_head(head);
             self.formed.insert(rank);
         }
@@ -533,7 +542,7 @@ impl Get {
     fn learn_shard(&mut self, peer: &PeerKey, index: u8, bytes: Vec<u8>) -> bool {
         let hash = content_hash(&bytes);
         let fits = |head: &&CertifiedHead| {
-            head.manifest.index_of(peer) == Some(index)
+            head.index_of(peer) == Some(index)
                 && head.manifest.shard_hashes[usize::from(index)] == hash
                 && head.manifest.shard_len() == bytes.len()
         };
@@ -568,6 +577,10 @@ impl Get {
     fn on_commit(&mut self, peer: &PeerKey, told: Rank, response: Response, verifier: &dyn Verifier) {
         let asked = match response {
             Response::Committed => Asked::Done,
+            Response::Handed { sets } => {
+                self.handed.insert(*peer, sets);
+                Asked::Done
+            }
             Response::Fenced { head } => {
                 let fenced = self.heads.get(&told).and_then(|head_told| fence_of(&head_told.manifest, head.clone(), verifier));
                 match fenced {
@@ -594,7 +607,7 @@ impl Get {
             return self.advance_without_head(now, out);
         }
         let late = now.mono_us >= self.end_us();
-        let best = self.best().expect("not empty").manifest.clone();
+        let best = self.best().expect("not empty").clone();
         let expired = is_expired(&best, now);
         if expired {
             // Perhaps only this node still believes in it.
@@ -605,14 +618,15 @@ impl Get {
         if self.task.mode == Mode::Any && !expired {
             return self.advance_any(&best, late, now, out);
         }
-        let need = usize::from(best.shape.quorum());
+        let need = usize::from(best.manifest.shape.quorum());
+        let version = best.manifest.version;
         let counts = |said: Option<Answered>| match said {
             Some(Answered::Head(_)) => true,
             Some(Answered::Recovering) => mutants::on(Mutant::CountRecovering),
             _ => false,
         };
-        let have = best.holders.iter().filter(|peer| counts(self.said(peer))).count();
-        let waiting = best.holders.iter().filter(|peer| self.said(peer) == Some(Answered::Silent)).count();
+        let have = best.holders().iter().filter(|peer| counts(self.said(peer))).count();
+        let waiting = best.holders().iter().filter(|peer| self.said(peer) == Some(Answered::Silent)).count();
         if have < need {
             if !late && (have + waiting >= need || !self.candidates_exhausted(now, out)) {
                 return;
@@ -620,13 +634,13 @@ impl Get {
             let head = self.best().cloned().map(Box::new);
             return self.finish(Err(GetError::QuorumUnreachable { have, need, head }), out);
         }
-        if expired || self.task.floor.is_some_and(|floor| best.version < floor) {
+        if expired || self.task.floor.is_some_and(|floor| version < floor) {
             if !self.candidates_exhausted(now, out) && !late {
                 return;
             }
-            let error = match self.task.floor.filter(|floor| best.version < *floor) {
-                Some(floor) => GetError::BelowFloor { found: best.version, floor },
-                None => GetError::Expired { version: best.version },
+            let error = match self.task.floor.filter(|floor| version < *floor) {
+                Some(floor) => GetError::BelowFloor { found: version, floor },
+                None => GetError::Expired { version },
             };
             return self.finish(Err(error), out);
         }
@@ -668,16 +682,17 @@ impl Get {
         self.finish(Err(error), out);
     }
 
-    fn advance_any(&mut self, best: &SignedManifest, late: bool, now: Now, out: &mut Vec<GetOut>) {
-        let target = self.target.map_or(rank(best), |(target, _)| target);
-        let manifest = self.heads[&target].manifest.clone();
+    fn advance_any(&mut self, best: &CertifiedHead, late: bool, now: Now, out: &mut Vec<GetOut>) {
+        let target = self.target.map_or(head_rank(best), |(target, _)| target);
+        let head = self.heads[&target].clone();
+        let manifest = &head.manifest;
         if let Some(floor) = self.task.floor.filter(|floor| manifest.version < *floor) {
             if !self.candidates_exhausted(now, out) && !late {
                 return;
             }
             return self.finish(Err(GetError::BelowFloor { found: manifest.version, floor }), out);
         }
-        let content = match self.content(&manifest, late) {
+        let content = match self.content(&head, late) {
             Some(Ok(content)) => content,
             Some(Err(error)) => {
                 let poisoned = matches!(error, GetError::Poisoned { .. });
@@ -688,69 +703,69 @@ impl Get {
             }
             None => return,
         };
-        let have = best.holders.iter().filter(|peer| matches!(self.said(peer), Some(Answered::Head(_)))).count();
-        let regular = target == rank(best) && have >= usize::from(best.shape.quorum());
+        let have = best.holders().iter().filter(|peer| matches!(self.said(peer), Some(Answered::Head(_)))).count();
+        let regular = target == head_rank(best) && have >= usize::from(best.manifest.shape.quorum());
         let fresh = if regular { Freshness::Regular } else { Freshness::MaybeStale };
-        let value = self.value(&manifest, content, fresh, now);
+        let value = self.value(&head, content, fresh, now);
         self.finish(Ok(Box::new(value)), out);
     }
 
     /// Which version's shards to fetch: the best; in mode `any` the next lower one where that cannot be had.
-    fn choose_target(&mut self, best: &SignedManifest, expired: bool, now: Now) {
+    fn choose_target(&mut self, best: &CertifiedHead, expired: bool, now: Now) {
         let usable = |(_, head): &(&Rank, &CertifiedHead)| {
-            let manifest = &head.manifest;
-            !is_expired(manifest, now) && self.task.floor.is_none_or(|floor| manifest.version >= floor) && !self.exhausted(manifest)
+            !is_expired(head, now) && self.task.floor.is_none_or(|floor| head.manifest.version >= floor) && !self.exhausted(head)
         };
         let fallback = self.task.mode == Mode::Any && !expired && self.exhausted(best);
         let lower = self.heads.iter().rev().find(usable).map(|(rank, _)| *rank).filter(|_| fallback);
-        let chosen = lower.unwrap_or(rank(best));
+        let chosen = lower.unwrap_or(head_rank(best));
         if self.target.is_none_or(|(target, _)| target != chosen) {
             self.target = Some((chosen, now.mono_us.saturating_add(self.task.hedge_after_us)));
         }
     }
 
     /// Asks every holder of the best head what it knows, and as many as needed for their shards of the target.
-    fn ask_holders(&mut self, best: &SignedManifest, now: Now, out: &mut Vec<GetOut>) {
+    fn ask_holders(&mut self, best: &CertifiedHead, now: Now, out: &mut Vec<GetOut>) {
         let Some((target, hedge_us)) = self.target else { return };
-        let manifest = self.heads[&target].manifest.clone();
-        let k = usize::from(manifest.shape.k());
+        let head = self.heads[&target].clone();
+        let k = usize::from(head.manifest.shape.k());
         let hedged = now.mono_us >= hedge_us;
         if hedged {
             self.target = Some((target, HEDGED));
         }
         let mut lacking = 0;
-        if self.task.want_content && !is_expired(&manifest, now) && self.have(&manifest) < k {
+        if self.task.want_content && !is_expired(&head, now) && self.have(&head.manifest) < k {
             // One more than needed: the slowest never sets the pace.
-            let under_way = manifest.holders.iter().filter(|peer| self.shard_state(&manifest, peer) == Some(Asked::Pending)).count();
-            let wanted = if hedged || hedge_us == HEDGED { usize::from(manifest.shape.n()) } else { k + 1 };
-            lacking = wanted.saturating_sub(self.have(&manifest) + under_way);
+            let under_way = head.holders().iter().filter(|peer| self.shard_state(&head, peer) == Some(Asked::Pending)).count();
+            let wanted = if hedged || hedge_us == HEDGED { usize::from(head.manifest.shape.n()) } else { k + 1 };
+            lacking = wanted.saturating_sub(self.have(&head.manifest) + under_way);
         }
         // Whoever was not asked anything yet is asked both in one; of the others, those that know the target certified come first.
-        for peer in &manifest.holders {
+        for peer in head.holders() {
             if !self.peers.contains_key(peer) {
                 self.ask_head(*peer, lacking > 0, now, out);
                 lacking = lacking.saturating_sub(1);
             }
         }
-        let free = |peer: &&PeerKey| self.shard_state(&manifest, peer).is_none();
-        let mut askable: Vec<PeerKey> = manifest.holders.iter().filter(free).copied().collect();
+        let free = |peer: &&PeerKey| self.shard_state(&head, peer).is_none();
+        let mut askable: Vec<PeerKey> = head.holders().iter().filter(free).copied().collect();
         askable.sort_by_key(|peer| self.peers.get(peer).and_then(|entry| entry.carries) != Some(target));
         for peer in askable.into_iter().take(lacking) {
             self.shard_asks.insert((peer, target), Asked::Pending);
             self.ask(peer, What::Shard { rank: target }, now, out);
         }
-        for peer in &best.holders {
+        for peer in best.holders() {
             self.ask_head(*peer, false, now, out);
         }
     }
 
     /// How it stands with a holder's shard of a version; `None`: it may be asked.
-    fn shard_state(&self, manifest: &SignedManifest, peer: &PeerKey) -> Option<Asked> {
-        let index = manifest.index_of(peer)?;
+    fn shard_state(&self, head: &CertifiedHead, peer: &PeerKey) -> Option<Asked> {
+        let manifest = &head.manifest;
+        let index = head.index_of(peer)?;
         if self.shards.contains_key(&(index, manifest.shard_hashes[usize::from(index)])) {
             return Some(Asked::Done);
         }
-        if let Some(asked) = self.shard_asks.get(&(*peer, rank(manifest))) {
+        if let Some(asked) = self.shard_asks.get(&(*peer, head_rank(head))) {
             return Some(*asked);
         }
         let entry = self.peers.get(peer)?;
@@ -768,19 +783,21 @@ impl Get {
     }
 
     /// Whether asking further cannot bring `k` shards together.
-    fn exhausted(&self, manifest: &SignedManifest) -> bool {
-        let failed = |peer: &&PeerKey| matches!(self.shard_state(manifest, peer), Some(Asked::Empty | Asked::Unreachable));
-        self.task.want_content && manifest.holders.len() - manifest.holders.iter().filter(failed).count() < usize::from(manifest.shape.k())
+    fn exhausted(&self, head: &CertifiedHead) -> bool {
+        let failed = |peer: &&PeerKey| matches!(self.shard_state(head, peer), Some(Asked::Empty | Asked::Unreachable));
+        let left = head.holders().len() - head.holders().iter().filter(failed).count();
+        self.task.want_content && left < usize::from(head.manifest.shape.k())
     }
 
     /// The content of a version, or why there is none; `None`: shards are under way.
-    fn content(&mut self, manifest: &SignedManifest, late: bool) -> Option<Result<Vec<u8>, GetError>> {
+    fn content(&mut self, head: &CertifiedHead, late: bool) -> Option<Result<Vec<u8>, GetError>> {
+        let manifest = &head.manifest;
         if !self.task.want_content {
             return Some(Ok(Vec::new()));
         }
         let (have, need, version) = (self.have(manifest), manifest.shape.k(), manifest.version);
         if have >= usize::from(need) {
-            if let Some((_, content)) = self.decoded.as_ref().filter(|(decoded, _)| *decoded == rank(manifest)) {
+            if let Some((_, content)) = self.decoded.as_ref().filter(|(decoded, _)| *decoded == head_rank(head)) {
                 return Some(Ok(content.clone()));
             }
             let shards = self.shards_of(manifest).map(|(index, bytes)| (index, bytes.clone())).collect();
@@ -789,14 +806,14 @@ impl Get {
                 ReconstructError::TooFew { have, need } => GetError::Unavailable { version, have, need, asked: manifest.shape.n() },
             });
             if let (Mode::Atomic, Ok(content)) = (self.task.mode, &content) {
-                self.decoded = Some((rank(manifest), content.clone())); // needed again when the write-back is done
+                self.decoded = Some((head_rank(head), content.clone())); // needed again when the write-back is done
             }
             return Some(content);
         }
-        if !late && !self.exhausted(manifest) {
+        if !late && !self.exhausted(head) {
             return None;
         }
-        let states: Vec<Option<Asked>> = manifest.holders.iter().map(|peer| self.shard_state(manifest, peer)).collect();
+        let states: Vec<Option<Asked>> = head.holders().iter().map(|peer| self.shard_state(head, peer)).collect();
         let lost = states.iter().filter(|state| **state == Some(Asked::Empty)).count() as u8;
         let n = manifest.shape.n();
         if lost > n - need {
@@ -812,31 +829,39 @@ impl Get {
     }
 
     /// Tells the head to `n - f` of every live holder set that may not know it; `None`: answers are under way.
-    fn write_back(&mut self, best: &SignedManifest, late: bool, now: Now, out: &mut Vec<GetOut>) -> Option<Freshness> {
+    fn write_back(&mut self, best: &CertifiedHead, late: bool, now: Now, out: &mut Vec<GetOut>) -> Option<Freshness> {
         if mutants::on(Mutant::NoWriteBack) {
             return Some(Freshness::Atomic);
         }
-        let told = rank(best);
-        let quorum = usize::from(best.shape.quorum());
-        let older = live_older(best, now).map(|set| (set.holders.clone(), set.quorum()));
-        let sets: Vec<(Vec<PeerKey>, usize)> = std::iter::once((best.holders.clone(), quorum)).chain(older).collect();
+        let told = head_rank(best);
+        let version = best.manifest.version;
+        let knows = |get: &Self, peer: &PeerKey| {
+            let carries = get.peers.get(peer).and_then(|entry| entry.carries);
+            // Which of its links somebody knows does not matter: what is told is the version.
+            get.commit_asks.get(&(*peer, told)) == Some(&Asked::Done)
+                || carries.is_some_and(|(carried, hash, _)| (carried, hash) >= (told.0, told.1))
+        };
+        let mut state = Told::new(&best.manifest, best.holders(), live_older(&best.manifest, now));
+        let asked: BTreeSet<PeerKey> = self.peers.keys().chain(self.commit_asks.keys().map(|(peer, _)| peer)).copied().collect();
+        for peer in asked.into_iter().filter(|peer| knows(self, peer)) {
+            state.confirm(peer, &version, self.handed.get(&peer).cloned().unwrap_or_default());
+        }
+        let sets = state.needed();
         let mut waits = false;
-        for (holders, need) in &sets {
-            let knows = |get: &Self, peer: &PeerKey| {
-                get.commit_asks.get(&(*peer, told)) == Some(&Asked::Done)
-                    || get.peers.get(peer).is_some_and(|entry| entry.carries >= Some(told))
-            };
-            if holders.iter().filter(|peer| knows(self, peer)).count() >= *need {
+        for set in &sets {
+            if state.met(set, now) {
                 continue;
             }
-            for peer in holders {
+            for peer in &set.holders {
                 if !knows(self, peer) && !self.commit_asks.contains_key(&(*peer, told)) {
                     self.commit_asks.insert((*peer, told), Asked::Pending);
                     self.ask(*peer, What::Commit { rank: told }, now, out);
                 }
             }
             let may = |peer: &&PeerKey| knows(self, peer) || self.commit_asks.get(&(**peer, told)) == Some(&Asked::Pending);
-            if late || holders.iter().filter(may).count() < *need {
+            let possible = state.may_count(set, now) && set.holders.iter().filter(may).count() >= set.quorum;
+            let more = set.is_named() && self.commit_asks.iter().any(|((_, rank), asked)| *rank == told && *asked == Asked::Pending);
+            if late || !(possible || more) {
                 return Some(Freshness::Regular);
             }
             waits = true;
@@ -845,29 +870,33 @@ impl Get {
     }
 
     /// Completes what a crashed writer left behind: tells everyone the certificate that was put together here. Nobody waits for it.
-    fn help(&mut self, best: &SignedManifest, now: Now, out: &mut Vec<GetOut>) {
-        let told = rank(best);
+    fn help(&mut self, best: &CertifiedHead, now: Now, out: &mut Vec<GetOut>) {
+        let told = head_rank(best);
         if !self.formed.contains(&told) {
             return;
         }
-        let older: Vec<PeerKey> = live_older(best, now).flat_map(|set| set.holders.clone()).collect();
-        let everyone: BTreeSet<PeerKey> = best.holders.iter().copied().chain(older).collect();
+        let older: Vec<PeerKey> = live_older(&best.manifest, now).flat_map(|set| set.holders.clone()).collect();
+        let everyone: BTreeSet<PeerKey> = best.holders().iter().copied().chain(older).collect();
         for peer in everyone {
             self.ask(peer, What::Commit { rank: told }, now, out);
         }
     }
 
-    fn value(&self, manifest: &SignedManifest, content: Vec<u8>, fresh: Freshness, now: Now) -> GetValue {
-        let target = rank(manifest);
-        let holders = || manifest.holders.iter().enumerate().map(|(index, peer)| (*peer, index as u8));
+    fn value(&self, head: &CertifiedHead, content: Vec<u8>, fresh: Freshness, now: Now) -> GetValue {
+        let manifest = &head.manifest;
+        let target = head_rank(head);
+        let holders = || head.holders().iter().enumerate().map(|(index, peer)| (*peer, index as u8));
         let used: Vec<u8> = self.shards_of(manifest).map(|(index, _)| index).take(manifest.shape.k().into()).collect();
-        let lacks = |peer: &PeerKey, index: u8| match self.shard_state(manifest, peer) {
+        let lacks = |peer: &PeerKey, index: u8| match self.shard_state(head, peer) {
             Some(Asked::Empty) => true,
             Some(_) => self.said(peer) == Some(Answered::Recovering),
             None => {
                 let acked = self.prepared.get(&target).is_some_and(|(_, acks)| acks.contains_key(&index));
                 let carries = self.peers.get(peer).and_then(|entry| entry.carries);
-                !acked && matches!(self.said(peer), Some(Answered::Head(_))) && carries < Some(target) && !self.formed.contains(&target)
+                !acked
+                    && matches!(self.said(peer), Some(Answered::Head(_)))
+                    && carries.map(|(version, hash, _)| (version, hash)) < Some((target.0, target.1))
+                    && !self.formed.contains(&target)
             }
         };
         GetValue {
@@ -939,12 +968,6 @@ impl Get {
 }
 
 /// Whether its life is over for readers and writers.
-pub(crate) fn is_expired(manifest: &SignedManifest, now: Now) -> bool {
-    !mutants::on(Mutant::AcceptExpired) && now.wall_ms >= manifest.expires_at_ms().saturating_add(clock_allowance_ms(manifest.class))
-}
-
-/// Older holder sets that may still be asked.
-pub(crate) fn live_older(manifest: &SignedManifest, now: Now) -> impl Iterator<Item = &OlderSet> {
-    let allowance = clock_allowance_ms(manifest.class);
-    manifest.older.iter().filter(move |set| set.expires_at_ms.saturating_add(allowance) > now.wall_ms)
+pub(crate) fn is_expired(head: &CertifiedHead, now: Now) -> bool {
+    !mutants::on(Mutant::AcceptExpired) && now.wall_ms >= head.expires_at_ms().saturating_add(clock_allowance_ms(head.manifest.class))
 }

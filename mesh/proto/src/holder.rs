@@ -8,6 +8,7 @@
 
 mod abort;
 mod amnesia;
+mod lease;
 
 pub use amnesia::{RECOVERING_MS, RECOVERY_WAIT_MS, lost_store_mark};
 
@@ -15,17 +16,22 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bincode::{Decode, Encode};
 use persona_fragments::{
-    Ack, CertifiedHead, Class, DeviceId, Digest, Equivocation, OwnerKey, PeerKey, SectionKey, SignedManifest, Signer, Verifier, Version,
+    Ack, AckLeaf, CertifiedHead, Class, DeviceId, Digest, Equivocation, Link, OwnerKey, PeerKey, SectionKey, SignedManifest, Signer,
+    Verifier, Version,
     ack::ACK_BATCH_MAX,
     certificate::HeadWire,
     coding::{content_hash, shard_matches},
-    manifest::{Manifest, ManifestWire, TTL_MS_MAX},
+    manifest::{Manifest, ManifestWire, RENEW_MS_MAX},
     mutants::{self, Mutant},
     sign_batch,
     wire::{self, DecodeError},
 };
 
-use self::amnesia::Amnesia;
+pub(crate) use self::lease::{SIGNED_MAX, pause_us};
+use self::{
+    amnesia::Amnesia,
+    lease::{Probes, Proposal, Signed, consented, is_lease_key, signature},
+};
 use crate::{
     message::{HeadAnswer, PreparedWire, RecallAnswer, Refusal, Request, Response, ShardWire},
     storage::{PersistId, ReadId, Table, Write},
@@ -130,6 +136,30 @@ pub enum HolderOut {
         /// The manifest that was to be prepared.
         asked: Option<Box<SignedManifest>>,
     },
+    /// It is this node's turn to renew a section whose owner is silent: run a [`Renewal`](crate::Renewal). Where it cannot be run, it is
+    /// another holder's turn soon.
+    Lead {
+        /// The head to renew.
+        head: Box<CertifiedHead>,
+        /// The link that this node acked and that may be certified.
+        lock: Option<Link>,
+    },
+    /// What this node signed for its own turn, after [`Holder::lead`]: hand it to [`Renewal::consented`](crate::Renewal::consented).
+    Led {
+        /// The section.
+        key: SectionKey,
+        /// The consent.
+        consent: Ack,
+        /// The ack, where that needs no further word.
+        ack: Option<Ack>,
+    },
+    /// Ask this peer anything, HEAD of this section, and tell [`Holder::probed`] whether it answered.
+    Probe {
+        /// Whom.
+        peer: PeerKey,
+        /// What about.
+        key: SectionKey,
+    },
 }
 
 /// Counts for `status` and metrics.
@@ -185,7 +215,10 @@ pub struct Holder {
     persists: BTreeMap<PersistId, Vec<Then>>,
     reads: BTreeMap<ReadId, PendingRead>,
     calls_open: usize,
+    /// The disk is nearly full: no new shard is taken.
+    disk_low: bool,
     amnesia: Amnesia,
+    probes: Probes,
 }
 
 /// What this node knows of one section.
@@ -201,6 +234,10 @@ struct Section {
     head: Option<Head>,
     /// Higher ones that are not durable yet.
     coming: Vec<(PersistId, Head)>,
+    /// What was signed here in handovers.
+    signed: Option<Signed>,
+    /// The highest generation that this node has looked at as its turn.
+    led: u32,
     /// Where the section stands in `due_mono` and `due_wall`.
     due: (u64, u64),
 }
@@ -285,8 +322,18 @@ struct Life {
 
 impl Life {
     fn of(manifest: &Manifest, received_ms: u64, now: Now) -> Self {
-        let left_ms = manifest.ttl_ms.saturating_sub(now.wall_ms.saturating_sub(received_ms));
-        Self { until_ms: expiry_ms(manifest), until_us: now.mono_us.saturating_add(left_ms.saturating_mul(1000)) }
+        Self::lasting(manifest.ttl_ms, expiry_ms(manifest), received_ms, now)
+    }
+
+    /// That of a head which was learnt at `received_ms`: its last link counts.
+    fn of_head(head: &CertifiedHead, received_ms: u64, now: Now) -> Self {
+        let lasts_ms = head.expires_at_ms().saturating_sub(head.renewed_at_ms());
+        Self::lasting(lasts_ms, head_expiry_ms(head), received_ms, now)
+    }
+
+    fn lasting(lasts_ms: u64, until_ms: u64, received_ms: u64, now: Now) -> Self {
+        let left_ms = lasts_ms.saturating_sub(now.wall_ms.saturating_sub(received_ms));
+        Self { until_ms, until_us: now.mono_us.saturating_add(left_ms.saturating_mul(1000)) }
     }
 
     fn over(&self, now: Now) -> bool {
@@ -303,16 +350,26 @@ pub(crate) fn expiry_ms(manifest: &Manifest) -> u64 {
     manifest.expires_at_ms().saturating_add(clock_allowance_ms(manifest.class))
 }
 
+/// The same of a head: its last link counts.
+pub(crate) fn head_expiry_ms(head: &CertifiedHead) -> u64 {
+    head.expires_at_ms().saturating_add(clock_allowance_ms(head.manifest.class))
+}
+
 /// A host of an agent: a later term beats a device.
 pub(crate) fn host(version: &Version) -> (u64, DeviceId) {
     (version.term, version.device)
 }
 
-/// The order of certified heads. One version has two certified manifests only if its owner equivocated: then all prefer the same one.
-pub(crate) type Rank = (Version, Digest);
+/// The order of certified heads. One version has two certified manifests only if its owner equivocated: then all prefer the same one. Of one
+/// manifest the later link counts.
+pub(crate) type Rank = (Version, Digest, u32);
 
 pub(crate) fn rank(manifest: &SignedManifest) -> Rank {
-    (manifest.version, manifest.hash())
+    (manifest.version, manifest.hash(), 0)
+}
+
+pub(crate) fn head_rank(head: &CertifiedHead) -> Rank {
+    (head.manifest.version, head.manifest.hash(), head.generation())
 }
 
 /// What happens once a batch is durable.
@@ -328,6 +385,9 @@ enum Then {
     Promise { call: CallId, key: SectionKey, version: Version },
     Prepared { call: CallId, key: SectionKey, version: Version },
     Aborted { call: CallId },
+    Consented { call: CallId, consent: AckLeaf, ack: Option<AckLeaf> },
+    HandedOver { call: CallId, leaf: AckLeaf },
+    Led { key: SectionKey, consent: AckLeaf, ack: Option<AckLeaf> },
 }
 
 struct PendingRead {
@@ -349,6 +409,7 @@ enum PreparedRecord {
     Learnt { manifest_hash: Digest, until_ms: u64 },
     Never { manifest_hash: Digest, index: u8, until_ms: u64 },
     Aborted { manifest_hash: Digest, until_ms: u64 },
+    Taken { manifest: ManifestWire, index: u8, received_ms: u64 },
 }
 
 /// Value of [`Table::Head`], under the section key. A fence is a plain [`HeadWire`], under the owner key.
@@ -384,7 +445,9 @@ impl Holder {
             persists: BTreeMap::new(),
             reads: BTreeMap::new(),
             calls_open: 0,
+            disk_low: false,
             amnesia: Amnesia::default(),
+            probes: Probes::default(),
         }
     }
 
@@ -399,11 +462,13 @@ impl Holder {
                     let manifest = SignedManifest::trusted(manifest).map_err(|_| LoadError::Mismatch(table))?;
                     fits(key == prepared_key(&manifest.key, &manifest.version))?;
                     fits(manifest.index_of(&self.me) == Some(index))?;
-                    let section = manifest.key;
-                    let life = Life::of(&manifest, received_ms, now);
-                    self.insert(Stored { manifest, index, life, coming: None, ack: None, superseded_at_us: None });
-                    self.supersede(&section, now);
-                    self.reschedule(&section);
+                    self.load_stored(manifest, index, received_ms, now);
+                }
+                PreparedRecord::Taken { manifest, index, received_ms } => {
+                    let manifest = SignedManifest::trusted(manifest).map_err(|_| LoadError::Mismatch(table))?;
+                    fits(key == prepared_key(&manifest.key, &manifest.version))?;
+                    fits(index < manifest.shape.n())?;
+                    self.load_stored(manifest, index, received_ms, now);
                 }
                 PreparedRecord::Floor { manifest_hash, until_ms } => {
                     self.load_floor(key, Floor::new(manifest_hash, until_ms, Why::Dropped))?;
@@ -423,10 +488,11 @@ impl Holder {
                 let head = CertifiedHead::trusted(record.head).map_err(|_| LoadError::Mismatch(table))?;
                 let section = head.manifest.key;
                 fits(key == section.0)?;
-                let life = Life::of(&head.manifest, record.received_ms, now);
+                let life = Life::of_head(&head, record.received_ms, now);
                 let entry = self.sections.entry(section).or_default();
                 let HeadRecord { received_ms, keep_until_ms, .. } = record;
                 entry.head = Some(Head { served: !life.over(now), head, life, received_ms, keep_until_ms });
+                self.prolong(&section);
                 self.supersede(&section, now);
                 self.reschedule(&section);
             }
@@ -435,10 +501,20 @@ impl Holder {
                 fits(key == head.manifest.owner.0)?;
                 self.fences.insert(head.manifest.owner, Fence { head, coming: None });
             }
+            Table::Meta if is_lease_key(key) => self.load_signed(key, value)?,
             Table::Meta => self.amnesia.load(key, wire::decode(value).map_err(decode)?, now).ok_or(LoadError::Mismatch(table))?,
             _ => return Err(LoadError::Table(table)),
         }
         Ok(())
+    }
+
+    fn load_stored(&mut self, manifest: SignedManifest, index: u8, received_ms: u64, now: Now) {
+        let section = manifest.key;
+        let life = Life::of(&manifest, received_ms, now);
+        self.insert(Stored { manifest, index, life, coming: None, ack: None, superseded_at_us: None });
+        self.prolong(&section);
+        self.supersede(&section, now);
+        self.reschedule(&section);
     }
 
     fn load_floor(&mut self, key: &[u8], floor: Floor) -> Result<(), LoadError> {
@@ -483,6 +559,14 @@ impl Holder {
                     self.never(call, manifest, index, &order, now, signer, verifier, &mut out).unwrap_or_else(Some)
                 }
                 Request::Abort { aborted } => self.abort(call, aborted, now, verifier, &mut out).unwrap_or_else(Some),
+                Request::Renew { head, index, issued_at_ms, replaced, consent, lock } => {
+                    let proposal = Proposal { issued_at_ms, replaced, lock };
+                    self.renew(call, head, index, &proposal, &consent, now, signer, verifier, &mut out).unwrap_or_else(Some)
+                }
+                Request::Handover { head, index, link } => {
+                    self.handover(call, head, index, link, now, verifier, &mut out).unwrap_or_else(Some)
+                }
+                Request::Take { head, index, shard } => self.take(call, head, index, shard, now, verifier, &mut out).unwrap_or_else(Some),
             }
         };
         match response {
@@ -525,7 +609,10 @@ impl Holder {
                 | Then::Head { .. }
                 | Then::Promise { .. }
                 | Then::Prepared { .. }
-                | Then::Aborted { .. } => {}
+                | Then::Aborted { .. }
+                | Then::Consented { .. }
+                | Then::HandedOver { .. }
+                | Then::Led { .. } => {}
             }
         }
         self.sign(&durable, signer);
@@ -537,6 +624,13 @@ impl Holder {
                 Then::Promise { call, key, version } => (call, Some(self.promise(&key, &version, signer))),
                 Then::Prepared { call, key, version } => (call, Some(self.prepared(&key, &version, signer))),
                 Then::Aborted { call } => (call, Some(Response::Aborted)),
+                Then::Consented { call, consent, ack } => (call, Some(consented(&consent, ack.as_ref(), signer))),
+                Then::HandedOver { call, leaf } => (call, Some(Response::Acked { ack: signature(&leaf, signer) })),
+                Then::Led { key, consent, ack } => {
+                    let ack = ack.map(|leaf| signature(&leaf, signer));
+                    out.push(HolderOut::Led { key, consent: signature(&consent, signer), ack });
+                    continue;
+                }
                 Then::Stored { .. } | Then::Certified { .. } | Then::Fenced { .. } | Then::Recovered { .. } | Then::Floored { .. } => {
                     continue;
                 }
@@ -559,8 +653,8 @@ impl Holder {
             shard.lost = true;
         }
         let response = match answer {
-            Some(HeadAnswer { committed, prepared, .. }) if life.over(now) => {
-                Response::Head(HeadAnswer { expired: committed, prepared, ..HeadAnswer::default() })
+            Some(HeadAnswer { committed, prepared, handed, .. }) if life.over(now) => {
+                Response::Head(HeadAnswer { expired: committed, prepared, handed, ..HeadAnswer::default() })
             }
             None if life.over(now) => Response::Absent,
             Some(answer) => Response::Head(HeadAnswer { shard: bytes.map(|bytes| ShardWire { index, bytes }), ..answer }),
@@ -581,11 +675,17 @@ impl Holder {
             self.sweep(&key, now, &mut writes, &mut out);
         }
         self.amnesia.tick(now, &mut writes);
+        self.probes.tick(now, &mut out);
         if !writes.is_empty() {
             let id = self.persist(writes, &mut out);
             self.persists.remove(&id); // nothing waits for it
         }
         out
+    }
+
+    /// Whether the disk is nearly full. While it is, nothing new is stored for others (`Full`); what is here is served and renewed.
+    pub fn set_disk_low(&mut self, low: bool) {
+        self.disk_low = low;
     }
 
     /// Counts.
@@ -627,21 +727,24 @@ impl Holder {
     ) -> Result<Option<Response>, Response> {
         let manifest = self.as_holder(manifest, index, verifier)?;
         self.compare(&manifest, out);
-        let life = self.in_time(&manifest, now)?;
+        let life = self.manifest_in_time(&manifest, now)?;
         let (key, version) = (manifest.key, manifest.version);
         let hash = manifest.shard_hashes[usize::from(index)];
         if let Some(bytes) = &shard
             && !shard_matches(&manifest, index, bytes)
+            && !mutants::on(Mutant::AnyShard)
         {
             return Err(refused(Refusal::WrongShard));
         }
         self.not_fenced(&key, &manifest.owner, &version)?;
         let section = self.sections.get(&key);
         let have_bytes = section.and_then(|section| section.shards.get(&hash)).is_some_and(|shard| !shard.lost);
-        let same = |stored: &&Stored| stored.manifest.hash() == manifest.hash();
-        let stored = section.and_then(|section| section.versions.get(&version));
-        if let Some(stored) = stored.filter(|stored| same(stored) || !mutants::on(Mutant::TwoAcks)) {
-            if !same(&stored) {
+        if let Some(stored) = section.and_then(|section| section.versions.get(&version)) {
+            if stored.manifest.hash() != manifest.hash() {
+                if mutants::on(Mutant::TwoAcks) {
+                    let ack = sign_batch(&[manifest.ack_leaf(index)], signer).pop().expect("one leaf, one ack");
+                    return Err(Response::Acked { ack });
+                }
                 return Err(Response::Conflict { manifest: stored.manifest.wire().clone() });
             }
             let coming = stored.coming;
@@ -698,26 +801,12 @@ impl Holder {
         verifier: &dyn Verifier,
         out: &mut Vec<HolderOut>,
     ) -> Result<Option<Response>, Response> {
-        let manifest = SignedManifest::trusted(head.manifest.clone()).map_err(|_| refused(Refusal::BadManifest))?;
-        let (key, owner, rank) = (manifest.key, manifest.owner, rank(&manifest));
-        // Whether what was sent is, byte for byte, what was verified before: then its signatures are not verified again.
-        let same = |known: &SignedManifest| known.wire() == &head.manifest;
-        let (mut known_manifest, mut known_head) = (false, false);
-        if let Some(section) = self.sections.get(&key) {
-            known_manifest = section.versions.get(&rank.0).is_some_and(|stored| same(&stored.manifest));
-            known_head = section.heads().any(|known| same(&known.head.manifest));
-        }
-        if !known_manifest && !known_head {
-            SignedManifest::verify(head.manifest, verifier).map_err(|_| refused(Refusal::BadManifest))?;
-        }
-        let life = self.in_time(&manifest, now)?;
-        if !known_head && (head.handover.is_some() || head.certificate.verify(&manifest, verifier).is_err()) {
-            return Err(refused(Refusal::BadCertificate));
-        }
-        if mutants::on(Mutant::NoForwardPointer) && manifest.index_of(&self.me).is_none() {
+        let (head, life) = self.offered(head, now, verifier)?;
+        let (key, owner, rank) = (head.manifest.key, head.manifest.owner, head_rank(&head));
+        if mutants::on(Mutant::NoForwardPointer) && head.index_of(&self.me).is_none() {
             return Err(Response::Committed);
         }
-        self.compare(&manifest, out);
+        self.compare(&head.manifest, out);
         let known = self.sections.get(&key).and_then(|section| section.at_least(&rank));
         match known {
             Some(None) => return Err(self.commit_answer(&key, &owner, &rank, now, out)),
@@ -727,12 +816,7 @@ impl Holder {
             }
             None => {}
         }
-        if !self.sections.contains_key(&key) && self.sections.len() >= self.limits.sections_max {
-            return Err(refused(Refusal::Full));
-        }
-        let (head, write) = self.new_head(CertifiedHead { manifest, certificate: head.certificate }, life, now);
-        let id = self.persist(vec![write], out);
-        self.store_head(head, id);
+        let id = self.stage_head(head, life, now, out)?;
         if mutants::on(Mutant::KeepOneVersion) {
             self.drop_others(&key, |other| other != rank.0, now, out);
         }
@@ -763,7 +847,7 @@ impl Holder {
             }
             let stored = self.fences.get(&owner).map(|stored| host(&stored.head.manifest.version));
             if stored.is_none_or(|stored| stored < offered) {
-                self.in_time(&head.manifest, now)?;
+                self.in_time(&head, now)?;
                 let mut writes = self.room_for_fence(&owner, now)?;
                 writes.push(Write::set(Table::Fence, owner.0, head.to_bytes()));
                 let id = self.persist(writes, out);
@@ -784,15 +868,27 @@ impl Holder {
         }
     }
 
-    /// A higher certified head, to be stored with the batch that has this write.
-    fn new_head(&mut self, head: CertifiedHead, life: Life, now: Now) -> (Head, Write) {
+    /// Stores a higher certified head.
+    fn stage_head(&mut self, head: CertifiedHead, life: Life, now: Now, out: &mut Vec<HolderOut>) -> Result<PersistId, Response> {
+        if !self.sections.contains_key(&head.manifest.key) && self.sections.len() >= self.limits.sections_max {
+            return Err(refused(Refusal::Full));
+        }
+        let (head, writes) = self.new_head(head, life, now);
+        let id = self.persist(writes, out);
+        self.store_head(head, id);
+        Ok(id)
+    }
+
+    /// A higher certified head, to be stored with the batch that has these writes.
+    fn new_head(&mut self, head: CertifiedHead, life: Life, now: Now) -> (Head, Vec<Write>) {
         let key = head.manifest.key;
-        let keep_until_ms = self.sections.entry(key).or_default().keep_until_ms(&head.manifest, now);
+        let keep_until_ms = self.sections.entry(key).or_default().keep_until_ms(&head, now);
         // What it supersedes may have been forgotten here: then nobody can say how long that lives.
         let keep_until_ms = keep_until_ms.max(self.amnesia.until_ms());
         let head = Head { head, life, received_ms: now.wall_ms, keep_until_ms, served: false };
-        let write = head.write();
-        (head, write)
+        let mut writes = vec![head.write()];
+        writes.extend(self.carry_names(&key, &head.head.manifest.version, now));
+        (head, writes)
     }
 
     fn store_head(&mut self, head: Head, id: PersistId) {
@@ -828,6 +924,7 @@ impl Holder {
 
     /// All that is durable here about the section, but for the shard.
     fn known(&mut self, key: SectionKey, now: Now, signer: &dyn Signer) -> HeadAnswer {
+        let handed = self.handed(&key, now);
         let Some(section) = self.sections.get(&key) else { return HeadAnswer::default() };
         let above: Vec<(SectionKey, Version)> = section
             .uncommitted()
@@ -836,7 +933,7 @@ impl Holder {
             .collect();
         self.sign(&above, signer);
         let section = self.sections.get(&key).expect("just there");
-        let mut answer = HeadAnswer::default();
+        let mut answer = HeadAnswer { handed, ..HeadAnswer::default() };
         for (_, version) in &above {
             let stored = &section.versions[version];
             let ack = stored.ack.clone().expect("just signed");
@@ -897,8 +994,17 @@ impl Holder {
         out.extend(evidence.map(|evidence| HolderOut::Equivocation(Box::new(evidence))));
     }
 
-    /// Neither issued in the future nor expired, within the allowance.
-    fn in_time(&self, manifest: &SignedManifest, now: Now) -> Result<Life, Response> {
+    /// Neither issued or renewed in the future nor expired, within the allowance.
+    fn in_time(&self, head: &CertifiedHead, now: Now) -> Result<Life, Response> {
+        if head.renewed_at_ms() > now.wall_ms.saturating_add(clock_allowance_ms(head.manifest.class)) {
+            return Err(refused(Refusal::FromTheFuture));
+        }
+        let life = Life::of_head(head, now.wall_ms, now);
+        if life.over(now) { Err(refused(Refusal::Expired)) } else { Ok(life) }
+    }
+
+    /// The same of a manifest that need not be certified.
+    fn manifest_in_time(&self, manifest: &SignedManifest, now: Now) -> Result<Life, Response> {
         if manifest.issued_at_ms > now.wall_ms.saturating_add(clock_allowance_ms(manifest.class)) {
             return Err(refused(Refusal::FromTheFuture));
         }
@@ -931,7 +1037,10 @@ impl Holder {
                 self.ask_recovery(key, Some(committed), None, now, out);
                 Response::Recovering
             }
-            None => Response::Committed,
+            None => match self.named(key, Some(&committed.0), now) {
+                sets if sets.is_empty() => Response::Committed,
+                sets => Response::Handed { sets },
+            },
         }
     }
 
@@ -954,7 +1063,8 @@ impl Holder {
     fn room(&self, manifest: &SignedManifest, new_shard_bytes: u64) -> Result<(), Response> {
         let owned = self.owner_bytes.get(&manifest.owner).copied().unwrap_or(0);
         let added = new_shard_bytes + manifest.wire().body.len() as u64;
-        let full = !self.sections.contains_key(&manifest.key) && self.sections.len() >= self.limits.sections_max
+        let full = self.disk_low && new_shard_bytes > 0
+            || !self.sections.contains_key(&manifest.key) && self.sections.len() >= self.limits.sections_max
             || self.shard_bytes + new_shard_bytes > self.limits.shard_bytes_max
             || owned + added > self.limits.bytes_per_owner_max;
         if full { Err(refused(Refusal::Full)) } else { Ok(()) }
@@ -965,8 +1075,8 @@ impl Holder {
         if self.fences.contains_key(owner) || self.fences.len() < self.limits.fences_max {
             return Ok(Vec::new());
         }
-        let expired = |fence: &Fence| fence.coming.is_none() && now.wall_ms >= expiry_ms(&fence.head.manifest);
-        let oldest = self.fences.iter().filter(|(_, fence)| expired(fence)).min_by_key(|(_, fence)| expiry_ms(&fence.head.manifest));
+        let expired = |fence: &Fence| fence.coming.is_none() && now.wall_ms >= head_expiry_ms(&fence.head);
+        let oldest = self.fences.iter().filter(|(_, fence)| expired(fence)).min_by_key(|(_, fence)| head_expiry_ms(&fence.head));
         let forgotten = *oldest.ok_or(refused(Refusal::Full))?.0;
         self.fences.remove(&forgotten);
         Ok(vec![Write::remove(Table::Fence, forgotten.0)])
@@ -977,14 +1087,27 @@ impl Holder {
         let Some(section) = self.sections.get_mut(key) else { return };
         let Some(position) = section.coming.iter().position(|(coming, _)| *coming == id) else { return };
         let (_, mut head) = section.coming.remove(position);
-        if section.head.as_ref().is_some_and(|old| rank(&old.head.manifest) >= rank(&head.head.manifest)) {
+        if section.head.as_ref().is_some_and(|old| head_rank(&old.head) >= head_rank(&head.head)) {
             return;
         }
         head.served = !head.life.over(now);
         out.push(HolderOut::HeadChanged { key: *key, record: head.served.then(|| head.head.to_bytes()) });
         section.head = Some(head);
+        self.prolong(key);
         self.supersede(key, now);
         self.reschedule(key);
+    }
+
+    /// What is certified here lives as long as its head, if this node is still one of its holders.
+    fn prolong(&mut self, key: &SectionKey) {
+        let me = self.me;
+        let Some(section) = self.sections.get_mut(key) else { return };
+        let Some(Head { head, life, .. }) = &section.head else { return };
+        let stored = section.versions.get_mut(&head.manifest.version);
+        let Some(stored) = stored.filter(|stored| stored.manifest.hash() == head.manifest.hash()) else { return };
+        if head.lease.is_some() && head.index_of(&me) == Some(stored.index) {
+            stored.life = *life;
+        }
     }
 
     /// Notes since when a certificate of something newer has been held.
@@ -1028,6 +1151,8 @@ impl Holder {
         for version in dropped {
             self.drop_version(key, &version, Why::Dropped, now, writes);
         }
+        self.forget_signed(key, now, writes);
+        self.lead_turn(key, now, out);
         if self.sections.get(key).is_some_and(Section::is_empty) {
             self.unschedule(key);
             self.sections.remove(key);
@@ -1057,7 +1182,7 @@ impl Holder {
         if *owned == 0 {
             self.owner_bytes.remove(&stored.manifest.owner);
         }
-        let until_ms = expiry_ms(&stored.manifest);
+        let until_ms = expiry_ms(&stored.manifest).max(stored.manifest.renew_until_ms + clock_allowance_ms(stored.manifest.class));
         let record_key = prepared_key(key, version);
         if now.wall_ms >= until_ms {
             writes.push(Write::remove(Table::Prepared, record_key));
@@ -1126,7 +1251,7 @@ impl Holder {
         for batch in wanted.chunks(ACK_BATCH_MAX) {
             let leaf = |(key, version): &(SectionKey, Version)| {
                 let stored = &self.sections[key].versions[version];
-                stored.manifest.ack_leaf(stored.index)
+                stored.manifest.ack_leaf(stored.index) // also of a shard that was taken under a lease: there it proves nothing
             };
             let leaves: Vec<_> = batch.iter().map(leaf).collect();
             for ((key, version), ack) in batch.iter().zip(sign_batch(&leaves, signer)) {
@@ -1153,8 +1278,10 @@ impl Holder {
     fn reschedule(&mut self, key: &SectionKey) {
         self.unschedule(key);
         let grace_us = self.limits.grace_ms * 1000;
+        let lead_at_ms = self.sections.get(key).and_then(|section| self.lead_at_ms(section));
         let Some(section) = self.sections.get_mut(key) else { return };
         section.due = section.next_due(grace_us);
+        section.due.1 = section.due.1.min(lead_at_ms.unwrap_or(u64::MAX));
         self.due_mono.insert((section.due.0, *key));
         self.due_wall.insert((section.due.1, *key));
     }
@@ -1182,7 +1309,7 @@ impl Stored {
 
 impl Section {
     fn is_empty(&self) -> bool {
-        self.versions.is_empty() && self.floors.is_empty() && self.head.is_none() && self.coming.is_empty()
+        self.versions.is_empty() && self.floors.is_empty() && self.head.is_none() && self.coming.is_empty() && self.signed.is_none()
     }
 
     /// Certified heads, durable or about to be.
@@ -1198,10 +1325,10 @@ impl Section {
 
     /// Whether a head of this rank or a higher one is durable (`Some(None)`) or will be with a batch (`Some(Some(id))`).
     fn at_least(&self, wanted: &Rank) -> Option<Option<PersistId>> {
-        if self.head.as_ref().is_some_and(|head| rank(&head.head.manifest) >= *wanted) {
+        if self.head.as_ref().is_some_and(|head| head_rank(&head.head) >= *wanted) {
             return Some(None);
         }
-        self.coming.iter().find(|(_, head)| rank(&head.head.manifest) >= *wanted).map(|(id, _)| Some(*id))
+        self.coming.iter().find(|(_, head)| head_rank(&head.head) >= *wanted).map(|(id, _)| Some(*id))
     }
 
     /// A durable version and the hash of its shard, if the bytes are here.
@@ -1225,6 +1352,7 @@ impl Section {
         }
         if let Some(floor) = self.floors.get(version) {
             match (floor.manifest_hash == manifest.hash(), floor.why) {
+                (_, Why::Never(_) | Why::Aborted) if mutants::on(Mutant::BreakNever) => {}
                 (_, Why::Never(_) | Why::Aborted) => return Err(refused(Refusal::Aborted)),
                 (true, Why::Learnt) => {}
                 (true, Why::Dropped) => return Err(refused(Refusal::Expired)),
@@ -1243,13 +1371,13 @@ impl Section {
     }
 
     /// Until when a new head must stay: nothing that it supersedes, here or in the older sets that it names, may outlive it.
-    fn keep_until_ms(&self, manifest: &SignedManifest, now: Now) -> u64 {
-        let allowance = clock_allowance_ms(manifest.class);
-        let older = manifest.older.iter().map(|set| set.expires_at_ms.saturating_add(allowance));
+    fn keep_until_ms(&self, head: &CertifiedHead, now: Now) -> u64 {
+        let allowance = clock_allowance_ms(head.manifest.class);
+        let older = head.manifest.older.iter().map(|set| set.over_at_ms().saturating_add(allowance));
         let here = self.versions.values().map(|stored| stored.life.until_ms).chain(self.floors.values().map(|floor| floor.until_ms));
         let before = self.heads().map(|head| head.keep_until_ms);
-        let longest = older.chain(here).chain(before).max().unwrap_or(0).max(expiry_ms(manifest));
-        longest.min(now.wall_ms.saturating_add(TTL_MS_MAX).saturating_add(2 * allowance)) // nobody claims a place for ever
+        let longest = older.chain(here).chain(before).max().unwrap_or(0).max(head_expiry_ms(head));
+        longest.min(now.wall_ms.saturating_add(RENEW_MS_MAX).saturating_add(2 * allowance)) // nobody claims a place for ever
     }
 
     /// When something here ends: on the monotonic clock, on the wall clock.
@@ -1270,6 +1398,7 @@ impl Section {
             Some(head) => wall = wall.min(head.keep_until_ms),
             None => {}
         }
+        wall = wall.min(self.signed.as_ref().map_or(u64::MAX, Signed::next_due_ms));
         (mono, wall)
     }
 }

@@ -8,6 +8,7 @@
 //!                            Settle  --NEVER, ABORT----->  Holder
 //! reader:                    Get     --HEAD, SHARD------>  Holder
 //! holder without its store:  Recover --HEAD, RECALL----->  Holder
+//! holder without its owner:  Renewal --RENEW, HANDOVER-->  Holder
 //! ```
 //!
 //! A request that a machine sends to the node it runs on goes to that node's own [`Holder`], like any other.
@@ -15,6 +16,7 @@
 pub mod exchange;
 pub mod get;
 pub mod holder;
+pub mod lease;
 pub mod message;
 pub mod placement;
 pub mod put;
@@ -22,10 +24,12 @@ pub mod recover;
 pub mod settle;
 pub mod storage;
 pub mod time;
+mod told;
 
 pub use exchange::{Reply, Tag};
 pub use get::{Answered, Freshness, Get, GetError, GetOut, GetTask, GetValue, Mode};
 pub use holder::{CallId, Holder, HolderLimits, HolderOut, HolderStats, LoadError, clock_allowance_ms};
+pub use lease::{Renewal, RenewalOut, RenewalTask, Renewed};
 pub use message::{Refusal, Request, RequestFrame, Response, ResponseFrame};
 pub use placement::{Candidate, choose_holders};
 pub use put::{Put, PutError, PutOut, PutReceipt, PutTask, Timing};

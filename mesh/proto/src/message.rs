@@ -4,7 +4,7 @@
 
 use bincode::{Decode, Encode};
 use persona_fragments::{
-    Ack, OwnerKey, SectionKey, Signature, Version,
+    Ack, Link, OwnerKey, PeerKey, SectionKey, Signature, Version,
     certificate::{AbortWire, HeadWire},
     manifest::ManifestWire,
     wire::{self, DecodeError},
@@ -81,6 +81,39 @@ pub enum Request {
         /// Manifest and abort certificate.
         aborted: AbortWire,
     },
+    /// From the leader of a turn, to the other holders of a leased section: consent to this next link.
+    Renew {
+        /// The certified head that the link continues.
+        head: HeadWire,
+        /// The receiver's place among its holders.
+        index: u8,
+        /// When the link is issued.
+        issued_at_ms: u64,
+        /// Whose place goes to whom.
+        replaced: Vec<(u8, PeerKey)>,
+        /// The leader's own consent.
+        consent: Ack,
+        /// Consents of `n - f` to the same holders, of an earlier turn: to whom it may concern.
+        lock: Option<Link>,
+    },
+    /// The same link, with the consents: ack it.
+    Handover {
+        /// The certified head that the link continues.
+        head: HeadWire,
+        /// The receiver's place among its holders.
+        index: u8,
+        /// The link.
+        link: Link,
+    },
+    /// To a holder of a leased section that lacks its shard: here it is.
+    Take {
+        /// The certified head.
+        head: HeadWire,
+        /// The receiver's place among its holders.
+        index: u8,
+        /// The shard.
+        shard: Vec<u8>,
+    },
 }
 
 /// One answer.
@@ -141,6 +174,47 @@ pub enum Response {
     Prepared(PreparedWire),
     /// To `Abort`: it is not stored here.
     Aborted,
+    /// To `Renew`.
+    Consented {
+        /// The signature, of the kind [`Consent`](persona_fragments::AckKind::Consent).
+        consent: Ack,
+        /// If nobody is replaced and the shard is here: the one of the kind [`Handover`](persona_fragments::AckKind::Handover), too.
+        ack: Option<Ack>,
+    },
+    /// To `Renew`: this node has acked another one, with these consents, that may be certified.
+    Locked {
+        /// That one.
+        link: Link,
+    },
+    /// To `Commit`: as `Committed`, and this node has signed for other holders of a lower version.
+    Handed {
+        /// All of them that may not have expired.
+        sets: Vec<HandedSet>,
+    },
+}
+
+/// A holder set that may have followed another one.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct HandedSet {
+    /// The version that they hold.
+    pub version: Version,
+    /// The holders before, by index.
+    pub before: Vec<PeerKey>,
+    /// The holders after, by index.
+    pub holders: Vec<PeerKey>,
+    /// When the link expires, in milliseconds since the Unix epoch.
+    pub expires_at_ms: u64,
+    /// Until when it may be renewed.
+    pub renew_until_ms: u64,
+}
+
+/// What a holder has signed in handovers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct Handed {
+    /// Sets that it signed for, and those that the lease of its head came from or led to.
+    pub sets: Vec<HandedSet>,
+    /// The link that it acked last and that is not known to be certified.
+    pub lock: Option<Link>,
 }
 
 /// What one holder tells another one that lost its store.
@@ -163,6 +237,8 @@ pub struct HeadAnswer {
     pub prepared: Vec<PreparedWire>,
     /// If asked for: this holder's shard of the committed version.
     pub shard: Option<ShardWire>,
+    /// What it signed in handovers, if anything.
+    pub handed: Option<Handed>,
 }
 
 /// An uncertified version that was acked.
@@ -219,6 +295,12 @@ pub enum Refusal {
     /// The order to give a version up is not its owner's.
     #[error("the owner did not order that this version be given up")]
     BadOrder,
+    /// The link of a lease is not what it must be.
+    #[error("the handover is not sound, not due or not properly signed")]
+    BadHandover,
+    /// The link replaces a holder that answers this one.
+    #[error("the handover replaces a holder that is alive")]
+    Alive,
 }
 
 impl RequestFrame {

@@ -15,9 +15,9 @@ use persona_fragments::{
 
 use crate::{
     exchange::{Reply, Tag},
-    holder::clock_allowance_ms,
-    message::{Refusal, Request, Response},
+    message::{HandedSet, Refusal, Request, Response},
     time::Now,
+    told::{Needed, Told, live_older},
 };
 
 /// The longest pause between two tries of one request.
@@ -183,6 +183,8 @@ pub struct Put {
     /// Round 2: every member of this holder set and of the older ones.
     commits: BTreeMap<PeerKey, Leg>,
     head: Option<CertifiedHead>,
+    /// Who has confirmed it, once there is a certificate.
+    told: Option<Told>,
     /// Requests under way. Bounded: a leg is sent again at growing pauses, and at most for `give_up_ms + background_ms`.
     tags: BTreeMap<Tag, (Round, PeerKey)>,
     last_tag: u32,
@@ -283,6 +285,7 @@ impl Put {
             acks: BTreeMap::new(),
             commits: BTreeMap::new(),
             head: None,
+            told: None,
             tags: BTreeMap::new(),
             last_tag: 0,
             last_refusal: None,
@@ -303,7 +306,7 @@ impl Put {
             let state = if lacking.contains(&(index as u8)) { LegState::Waiting } else { LegState::Done };
             Leg { state, ..Leg::new(*peer, true, now) }
         };
-        let prepares: Vec<Leg> = manifest.holders.iter().enumerate().map(leg).collect();
+        let prepares: Vec<Leg> = head.holders().iter().enumerate().map(leg).collect();
         let commits = prepares.iter().filter(|leg| leg.waits()).map(|leg| (leg.peer, Leg::new(leg.peer, false, now))).collect();
         let until_us = now.mono_us.saturating_add(timing.background_ms * 1000);
         let task = PutTask { manifest, shards, renewal: false, keeps: Vec::new(), bystanders: Vec::new() };
@@ -337,7 +340,13 @@ impl Put {
         let Some(leg) = self.leg(round, &peer).filter(|leg| leg.waits()) else { return out };
         leg.recovering = recovering;
         match verdict {
-            Verdict::Done => leg.state = LegState::Done,
+            Verdict::Taken => leg.state = LegState::Done,
+            Verdict::Confirmed(sets) => {
+                leg.state = LegState::Done;
+                if let Some(told) = &mut self.told {
+                    told.confirm(peer, &self.task.manifest.version, sets);
+                }
+            }
             Verdict::Out => leg.state = LegState::Out,
             Verdict::WithShard => {
                 (leg.with_shard, leg.due_us, leg.failures) = (true, now.mono_us, 0);
@@ -427,6 +436,11 @@ impl Put {
         }
     }
 
+    /// Whether this hands shards back to the holders of a lease.
+    fn repairs_lease(&self) -> bool {
+        self.head.as_ref().is_some_and(|head| head.lease.is_some())
+    }
+
     fn send_due(&mut self, now: Now, out: &mut Vec<PutOut>) {
         let Self { task, timing, prepares, commits, tags, last_tag, head, .. } = self;
         let mut send = |leg: &mut Leg, round: Round, request: Request| {
@@ -443,7 +457,12 @@ impl Put {
         for (index, leg) in prepares.iter_mut().enumerate().filter(|(_, leg)| is_due(leg)) {
             let shard = leg.with_shard.then(|| task.shards[index].clone());
             let index = index as u8;
-            send(leg, Round::Prepare { index }, Request::Prepare { manifest: task.manifest.wire().clone(), index, shard });
+            let request = match (&head, shard) {
+                // Its holders need not be those that the manifest names.
+                (Some(head), Some(shard)) if head.lease.is_some() => Request::Take { head: head.to_wire(), index, shard },
+                (_, shard) => Request::Prepare { manifest: task.manifest.wire().clone(), index, shard },
+            };
+            send(leg, Round::Prepare { index }, request);
         }
         let Some(head) = head else { return };
         for leg in commits.values_mut().filter(|leg| is_due(leg)) {
@@ -464,7 +483,9 @@ impl Put {
                 // Asked for without its shard and again with it, as resends may overlap: one of them is answered so, the other is not.
                 if had_it { Verdict::Later } else { Verdict::WithShard }
             }
-            (Round::Commit, Response::Committed) => Verdict::Done,
+            (Round::Commit, Response::Committed) => Verdict::Confirmed(Vec::new()),
+            (Round::Commit, Response::Handed { sets }) => Verdict::Confirmed(sets),
+            (Round::Prepare { .. }, Response::Committed | Response::Handed { .. }) if self.repairs_lease() => Verdict::Taken,
             (_, Response::Busy | Response::Recovering) => Verdict::Later,
             (_, Response::Fenced { head }) => match fence_of(manifest, head, verifier) {
                 Some(by) => Verdict::Over(PutError::Fenced { by: Box::new(by) }),
@@ -504,14 +525,14 @@ impl Put {
         if self.acks.len() >= need {
             // Once `n - f` holders signed, the version can be proven durable to anybody.
             let certificate = Certificate { acks: self.acks.values().cloned().collect() };
-            self.head = Some(CertifiedHead { manifest: self.task.manifest.clone(), certificate });
-            let older = self.live_older(now).flat_map(|set| set.holders.clone()).collect::<Vec<_>>();
-            let untold = self.task.renewal && mutants::on(Mutant::RenewalUntold);
-            for peer in self.task.manifest.holders.iter().chain(&older).filter(|_| !untold) {
+            self.head = Some(CertifiedHead { manifest: self.task.manifest.clone(), certificate, lease: None });
+            let live = live_older(&self.task.manifest, now).filter(|_| !mutants::on(Mutant::OlderSetsUntold));
+            self.told = Some(Told::new(&self.task.manifest, &self.task.manifest.holders, live));
+            for peer in self.task.bystanders.iter().filter(|_| mutants::on(Mutant::CountHint)) {
                 self.commits.entry(*peer).or_insert_with(|| Leg::new(*peer, false, now));
             }
             self.phase = Phase::Committing { confirmed_us: None };
-            self.send_due(now, out);
+            self.tell(now, out);
             return;
         }
         let (have, need) = (self.acks.len() as u8, need as u8);
@@ -534,11 +555,19 @@ impl Put {
     }
 
     fn advance_committing(&mut self, confirmed_us: Option<u64>, now: Now, out: &mut Vec<PutOut>) {
-        let need = if self.task.renewal && mutants::on(Mutant::RenewalUntold) { 0 } else { self.need() };
+        let untold = self.task.renewal && mutants::on(Mutant::RenewalUntold);
+        let need = if untold { 0 } else { self.need() };
         let head = self.head.clone().expect("certified before committing");
-        let have = self.confirmed(&self.task.manifest.holders);
+        let sets = self.tell(now, out);
+        let Some(told) = &self.told else { return };
+        let have = if mutants::on(Mutant::CountHint) {
+            self.commits.values().filter(|leg| leg.state == LegState::Done).count()
+        } else {
+            told.confirmed(&self.task.manifest.holders)
+        };
         if have < need {
-            let out_count = self.task.manifest.holders.iter().filter(|peer| self.commits[*peer].state == LegState::Out).count();
+            let is_out = |peer: &&PeerKey| self.commits.get(*peer).is_some_and(|leg| leg.state == LegState::Out);
+            let out_count = self.task.manifest.holders.iter().filter(is_out).count();
             let hopeless = out_count > self.task.manifest.holders.len() - need;
             if hopeless || now.mono_us >= self.give_up_us() {
                 self.fail(PutError::Unconfirmed { have: have as u8, need: need as u8, head: Box::new(head) }, out);
@@ -549,16 +578,15 @@ impl Put {
         self.phase = Phase::Committing { confirmed_us: Some(since) };
         let patience_over = now.mono_us >= since.saturating_add(self.timing.older_ms * 1000);
         let mut stale_until_ms = None;
-        for set in self.live_older(now) {
-            if self.confirmed(&set.holders) >= set.quorum() {
-                continue;
-            }
+        for set in sets.iter().skip(1).filter(|set| !told.met(set, now)) {
             let possible = |peer: &&PeerKey| self.commits.get(*peer).is_some_and(|leg| leg.may_succeed(self.timing.attempts));
-            if set.holders.iter().filter(possible).count() >= set.quorum() && !patience_over {
+            let may = told.may_count(set, now) && set.holders.iter().filter(possible).count() >= set.quorum;
+            // More confirmations may also rule a set out that was named without cause.
+            let more = set.is_named() && self.commits.values().any(|leg| leg.waits() && leg.failures < self.timing.attempts);
+            if (may || more) && !patience_over {
                 return;
             }
-            let until = set.expires_at_ms.saturating_add(clock_allowance_ms(self.task.manifest.class));
-            stale_until_ms = stale_until_ms.max(Some(until));
+            stale_until_ms = stale_until_ms.max(Some(set.over_at_ms)).filter(|_| !mutants::on(Mutant::StaleUnsaid));
         }
         let (acks, placed) = (head.certificate.acks.len() as u8, self.acks.len() as u8);
         let shape = self.task.manifest.shape;
@@ -580,16 +608,18 @@ impl Put {
         self.phase = Phase::Placing { until_us: now.mono_us.saturating_add(self.timing.background_ms * 1000) };
     }
 
-    /// Members of a set that confirmed the commit.
-    fn confirmed(&self, holders: &[PeerKey]) -> usize {
-        holders.iter().filter(|peer| self.commits.get(*peer).is_some_and(|leg| leg.state == LegState::Done)).count()
-    }
-
-    /// Older holder sets whose versions may still be read somewhere.
-    fn live_older(&self, now: Now) -> impl Iterator<Item = &persona_fragments::OlderSet> {
-        let allowance = clock_allowance_ms(self.task.manifest.class);
-        let told = !mutants::on(Mutant::OlderSetsUntold);
-        self.task.manifest.older.iter().filter(move |set| told && set.expires_at_ms.saturating_add(allowance) > now.wall_ms)
+    /// COMMIT to every set that must have heard of it, and has not been told. Returns them, this holder set first.
+    fn tell(&mut self, now: Now, out: &mut Vec<PutOut>) -> Vec<Needed> {
+        let untold = self.task.renewal && mutants::on(Mutant::RenewalUntold);
+        let sets = self.told.as_ref().map_or(Vec::new(), Told::needed);
+        let before = self.commits.len();
+        for peer in sets.iter().flat_map(|set| &set.holders).filter(|_| !untold) {
+            self.commits.entry(*peer).or_insert_with(|| Leg::new(*peer, false, now));
+        }
+        if self.commits.len() > before {
+            self.send_due(now, out);
+        }
+        sets
     }
 
     fn fail(&mut self, error: PutError, out: &mut Vec<PutOut>) {
@@ -606,7 +636,10 @@ impl Put {
 
 enum Verdict {
     Acked(Ack),
-    Done,
+    /// A commit was confirmed, and these sets were named.
+    Confirmed(Vec<HandedSet>),
+    /// A shard was taken under a lease.
+    Taken,
     /// Refused or faulty.
     Out,
     WithShard,

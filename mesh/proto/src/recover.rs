@@ -6,13 +6,15 @@
 
 use std::collections::{BTreeMap, btree_map::Entry};
 
-use persona_fragments::{CertifiedHead, Class, OwnerKey, PeerKey, SectionKey, SignedManifest, Verifier, certificate::HeadWire};
+use persona_fragments::{
+    CertifiedHead, Class, Handover, Link, OwnerKey, PeerKey, SectionKey, SignedManifest, Verifier, certificate::HeadWire,
+};
 
 use crate::{
     exchange::{Reply, Tag},
     get::{CANDIDATES_MAX, is_expired},
-    holder::{CARD_NAME, Rank, host, rank},
-    message::{HeadAnswer, RecallAnswer, Request, Response},
+    holder::{CARD_NAME, Rank, SIGNED_MAX, head_rank, host, rank},
+    message::{Handed, HandedSet, HeadAnswer, RecallAnswer, Request, Response},
     time::Now,
 };
 
@@ -66,6 +68,8 @@ pub struct Recollection {
     pub prepared: Vec<SignedManifest>,
     /// The certified card of the highest host of the owner.
     pub fence: Option<CertifiedHead>,
+    /// What the others have signed in handovers: all sets, at most 8 of each of them, and the latest lock that the head allows.
+    pub handed: Handed,
 }
 
 /// How a recovery ended.
@@ -88,6 +92,9 @@ pub struct Recover {
     /// Above the best head, at most [`LEARNT_MAX`].
     prepared: BTreeMap<Rank, SignedManifest>,
     fence: Option<CertifiedHead>,
+    handed: Vec<HandedSet>,
+    /// Links that somebody has acked, with the head that they continue.
+    locks: Vec<(Rank, Link)>,
     candidates_asked: bool,
     /// Who was asked what, and what came of it.
     asked: BTreeMap<(PeerKey, What), Said>,
@@ -142,6 +149,8 @@ impl Recover {
             over: false,
             prepared: BTreeMap::new(),
             fence: None,
+            handed: Vec::new(),
+            locks: Vec::new(),
             candidates_asked: false,
             asked: BTreeMap::new(),
             tags: BTreeMap::new(),
@@ -215,7 +224,7 @@ impl Recover {
 
     fn advance(&mut self, now: Now, out: &mut Vec<RecoverOut>) {
         let late = now.mono_us >= self.end_us();
-        let expired = self.best.as_ref().is_none_or(|best| is_expired(&best.manifest, now));
+        let expired = self.best.as_ref().is_none_or(|best| is_expired(best, now));
         if expired && !self.candidates_asked {
             self.candidates_asked = true;
             for peer in self.task.candidates.clone() {
@@ -227,22 +236,24 @@ impl Recover {
         if self.best.is_none() && searching {
             return;
         }
-        let Some(set) = self.best.as_ref().map(|head| &head.manifest).or(self.task.asked.as_ref()).cloned() else {
+        let best = self.best.as_ref().map(|head| (head.holders().to_vec(), head.manifest.shape));
+        let asked = self.task.asked.as_ref().map(|manifest| (manifest.holders.clone(), manifest.shape));
+        let Some((holders, shape)) = best.or(asked) else {
             return self.finish(Recovered::Unknown, out);
         };
-        let others: Vec<PeerKey> = set.holders.iter().copied().filter(|peer| *peer != self.task.me).collect();
+        let others: Vec<PeerKey> = holders.iter().copied().filter(|peer| *peer != self.task.me).collect();
         for peer in &others {
             self.ask(*peer, What::Recall, now, out);
         }
         let count = |wanted: Said| others.iter().filter(|peer| self.asked.get(&(**peer, What::Recall)) == Some(&wanted)).count();
-        let known = self.best.is_some() && count(Said::Answered) >= usize::from(set.shape.quorum());
+        let known = self.best.is_some() && count(Said::Answered) >= usize::from(shape.quorum());
         if known && !searching {
             return self.finish(Recovered::Known, out);
         }
         if !late && (searching || count(Said::Silent) > 0) {
             return;
         }
-        let beyond = self.best.is_some() && count(Said::Recovering) >= usize::from(set.shape.f());
+        let beyond = self.best.is_some() && count(Said::Recovering) >= usize::from(shape.f());
         self.finish(if beyond { Recovered::Beyond } else { Recovered::Unknown }, out);
     }
 
@@ -250,7 +261,11 @@ impl Recover {
         self.over = true;
         self.tags.clear();
         let prepared = std::mem::take(&mut self.prepared).into_values().collect();
-        out.push(RecoverOut::Done(how(Box::new(Recollection { head: self.best.take(), prepared, fence: self.fence.take() }))));
+        let head = self.best.take();
+        let locks = std::mem::take(&mut self.locks).into_iter().filter(|(rank, _)| head.as_ref().map(head_rank) == Some(*rank));
+        let lock = locks.map(|(_, link)| link).max_by_key(|link| link.issued_at_ms);
+        let handed = Handed { sets: std::mem::take(&mut self.handed), lock };
+        out.push(RecoverOut::Done(how(Box::new(Recollection { head, prepared, fence: self.fence.take(), handed }))));
     }
 }
 
@@ -294,17 +309,26 @@ impl Recover {
     /// What a holder says of the section; nothing that does not verify counts.
     fn learn_answer(&mut self, answer: HeadAnswer, verifier: &dyn Verifier) -> Said {
         for head in [answer.expired, answer.committed].into_iter().flatten() {
-            if self.best.as_ref().is_some_and(|best| *best.manifest.wire() == head.manifest) {
+            if self
+                .best
+                .as_ref()
+                .is_some_and(|best| *best.manifest.wire() == head.manifest && (head.handover.is_none() || best.to_wire() == head))
+            {
                 continue;
             }
-            let Some(head) = CertifiedHead::verify(head, verifier).ok().filter(|head| head.manifest.key == self.task.key) else {
+            let Some(head) =
+                CertifiedHead::verify_with(head, self.best.as_ref(), verifier).ok().filter(|head| head.manifest.key == self.task.key)
+            else {
                 return Said::Nothing;
             };
-            if self.best.as_ref().is_none_or(|best| rank(&best.manifest) < rank(&head.manifest)) {
+            if self.best.as_ref().is_none_or(|best| head_rank(best) < head_rank(&head)) {
                 self.prepared = self.prepared.split_off(&rank(&head.manifest));
                 self.prepared.remove(&rank(&head.manifest));
                 self.best = Some(head);
             }
+        }
+        if let Some(handed) = answer.handed {
+            self.learn_handed(handed, verifier);
         }
         for prepared in answer.prepared.into_iter().take(LEARNT_MAX) {
             if self.prepared.values().any(|known| *known.wire() == prepared.manifest) {
@@ -320,6 +344,21 @@ impl Recover {
             }
         }
         Said::Answered
+    }
+
+    /// Keeps what a holder has signed. A set is its own word only; a lock proves itself.
+    fn learn_handed(&mut self, handed: Handed, verifier: &dyn Verifier) {
+        for set in handed.sets.into_iter().take(SIGNED_MAX) {
+            if !self.handed.contains(&set) {
+                self.handed.push(set);
+            }
+        }
+        let (Some(link), Some(best)) = (handed.lock, self.best.as_ref()) else { return };
+        let handover = Handover::of(&best.manifest, best.holders(), link.issued_at_ms, &link.replaced);
+        let proven = handover.is_some_and(|handover| handover.agreed(&best.manifest, &link.consents, verifier));
+        if proven {
+            self.locks.push((head_rank(best), link)); // one of each peer that was asked
+        }
     }
 
     /// Keeps the fence of the highest host. A fence outlives its card, so it may have expired.

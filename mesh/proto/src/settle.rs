@@ -11,10 +11,10 @@ use persona_fragments::{
 
 use crate::{
     exchange::{Reply, Tag},
-    get::live_older,
     holder::rank,
     message::{PreparedWire, Request, Response},
     time::Now,
+    told::live_older,
 };
 
 /// A question without a reply is asked again after so long.
@@ -212,7 +212,7 @@ impl Settle {
     fn learn_head(&mut self, head: HeadWire, verifier: &dyn Verifier) {
         let Ok(head) = CertifiedHead::verify(head, verifier) else { return };
         let manifest = &self.task.manifest;
-        if head.manifest.key == manifest.key && rank(&head.manifest) >= (manifest.version, manifest.hash()) {
+        if head.manifest.key == manifest.key && rank(&head.manifest) >= rank(manifest) {
             self.superseded = Some(head);
         }
     }
@@ -225,7 +225,7 @@ impl Settle {
             return self.finish(settled(Box::new(head)), now, out);
         }
         if let Some(certificate) = Certificate::assemble(manifest, &self.acks) {
-            let head = CertifiedHead { manifest: manifest.clone(), certificate };
+            let head = CertifiedHead { manifest: manifest.clone(), certificate, lease: None };
             return self.finish(Settled::Certified(Box::new(head)), now, out);
         }
         if let Some(aborted) = AbortedVersion::assemble(manifest, &self.nevers) {

@@ -45,6 +45,8 @@ pub enum Call {
         class: Class,
         /// Its lifetime, if not the class's.
         ttl_ms: Option<u64>,
+        /// For how long its holders renew it while the owner is away, if not the class's; 0: not at all.
+        renew_for_ms: Option<u64>,
         /// Its level, if not the class's.
         level: Option<u8>,
         /// Refuse instead of storing at a lower level.
@@ -376,6 +378,9 @@ pub enum CallError {
     /// A queue is full.
     #[error("the node is busy: {0}")]
     Busy(String),
+    /// The disk is nearly full: nothing new is taken on.
+    #[error("the disk of this node is nearly full: nothing new is stored here until there is room")]
+    DiskFull,
     /// The keystore could not take what it must have before this goes on.
     #[error("the keystore did not take the agent's keys: {0}")]
     NotKept(String),
@@ -420,6 +425,7 @@ impl CallError {
             Self::UnknownAgent(_) => "unknown-agent",
             Self::NameTaken(_) => "name-taken",
             Self::Busy(_) => "busy",
+            Self::DiskFull => "disk-full",
             Self::NotKept(_) => "not-kept",
             Self::ImportUnfinished { .. } => "import-unfinished",
         }
@@ -456,6 +462,7 @@ impl CallError {
                 "choose another name; if it is the agent you mean, `persona agent export NAME FILE` writes its recovery file".into()
             }
             Self::Busy(_) => "try again in a moment".into(),
+            Self::DiskFull => "make room on the disk of the state directory (`df -h` shows it), and try again; reads go on meanwhile".into(),
             Self::NotKept(_) => "see to the disk of the state directory and its permissions, then give the command again".into(),
             Self::ImportUnfinished { .. } => {
                 "this node has its keys and goes on by itself, also after a restart: `persona status` shows the agent as importing until it \

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use persona_agent::{Birth, Card, Genesis, Identity, Index, PairState, Personality, Relationship, RootSecret};
-use persona_fragments::{CertifiedHead, Class, OwnerKey, SealContext, SectionKey, SignedManifest, seal, wire};
+use persona_fragments::{CertifiedHead, Class, Fields, OwnerKey, SealContext, SectionKey, SignedManifest, Verifier, seal, wire};
 use persona_mesh_proto::{Freshness, Mode, Table, Write};
 use zeroize::Zeroizing;
 
@@ -143,7 +143,7 @@ impl Node {
             Err(error) => return self.reply(call, Err(CallError::BadRequest(error.to_string()))),
         };
         let card = identity.card(self.me, self.now.wall_ms).to_bytes(identity.signer());
-        let mut owner = Owner::new(root, 1, OwnerState::Unpublished);
+        let mut owner = Owner::new(root, 1, OwnerState::Unpublished, &self.keys.owner_signer);
         owner.agent = Some(Box::new(Agent::new(name, identity)));
         self.owners.insert(id, owner);
         self.change(&id, "core", Class::Core, Content::Fields(fields), None);
@@ -264,7 +264,7 @@ impl Node {
     fn take_up(&mut self, keys: AgentKeys) -> Result<OwnerKey, String> {
         let root = RootSecret::from_bytes(*keys.root);
         let id = root.agent_id();
-        let mut owner = Owner::new(root, keys.term, OwnerState::Live);
+        let mut owner = Owner::new(root, keys.term, OwnerState::Live, &self.keys.owner_signer);
         let rows = self.messages.take_own_rows(&id);
         let now_us = self.now.mono_us;
         let open = |owner: &mut Owner, name: &str, class: Class| -> Result<Option<persona_fragments::Fields>, String> {
@@ -300,15 +300,15 @@ impl Node {
         for (name, entry) in index.iter().filter(|(name, entry)| !entry.removed && !matches!(*name, "core" | "index" | "card")) {
             let Some(fields) = open(&mut owner, name, entry.class)? else {
                 if is_worth_looking_for(entry.class) {
-                    agent.missing.insert(name.to_owned(), Missing::since(now_us, entry.ttl_ms));
+                    agent.missing.insert(name.to_owned(), Missing::since(now_us, entry.ttl_ms, self.config.classes.of(entry.class)));
                 }
                 continue;
             };
-            agent.take_section(name, &fields)?;
+            agent.take_section(name, &fields, &*self.keys.verifier)?;
         }
         agent.index = index;
         // Chains and logs are written with every message, ahead of their sections.
-        let stale = agent.take_local(&owner.root.local_key(), &id, &rows)?;
+        let stale = agent.take_local(&owner.root.local_key(), &id, &rows, &*self.keys.verifier)?;
         agent.missing.retain(|name, _| !stale.contains(name));
         owner.agent = Some(Box::new(agent));
         let listed = owner.sections.get("index").is_some_and(|index| index.head.is_some());
@@ -569,7 +569,7 @@ impl Node {
             if got.value.fresh == Freshness::MaybeStale {
                 state.mode = Mode::Any;
             }
-            let Some(card) = read_card(&got.value, &state.agent) else {
+            let Some(card) = read_card(&got.value, &state.agent, &*self.keys.verifier) else {
                 let error =
                     CallError::Unreadable { what: format!("{}/card", state.agent.to_did()), reason: "it is not this agent's card".into() };
                 return self.import_refused(import, error);
@@ -656,10 +656,10 @@ impl Node {
         let Some(state) = self.imports.get_mut(&import) else { return };
         state.stage = Stage::Fencing;
         state.sections.clear();
-        let mut owner = Owner::new(state.root.clone(), term, OwnerState::Importing);
+        let mut owner = Owner::new(state.root.clone(), term, OwnerState::Importing, &self.keys.owner_signer);
         let card = Card { term, home: me, created_ms: wall_ms, ..card };
         let payload = card.to_bytes(&*owner.signer);
-        owner.sections.insert("card".into(), adopted(&id, &state.root, "card", &old, Vec::new()));
+        owner.sections.insert("card".into(), adopted(&id, &state.root, "card", &old, Vec::new(), wall_ms));
         state.card = Some((card, old));
         state.sections.insert("card".into(), Step { class: Some(Class::Core), ..Step::default() });
         let mut before = self.owners.insert(id, owner);
@@ -726,10 +726,11 @@ impl Node {
         if got.value.fresh == Freshness::MaybeStale && is_worth_looking_for(got.value.head.manifest.class) {
             state.mode = Mode::Any;
             // Nobody can say that no newer version is out there: the old one's lifetime bounds the doubt.
-            state.stale_until_ms = state.stale_until_ms.max(Some(got.value.head.manifest.expires_at_ms()));
+            state.stale_until_ms =
+                state.stale_until_ms.max(Some(got.value.head.expires_at_ms().max(got.value.head.manifest.renew_until_ms)));
         }
         let Some(owner) = self.owners.get_mut(&id) else { return };
-        let mut owned = adopted(&id, &state.root, name, &got.value.head, got.value.content);
+        let mut owned = adopted(&id, &state.root, name, &got.value.head, got.value.content, self.now.wall_ms);
         let context = SealContext { agent: id, section: owned.key, content_version: got.value.head.manifest.content_version };
         let fields = match seal::open(&owned.stored, &owner.recovery, &context) {
             Ok((epoch, fields)) => {
@@ -833,7 +834,7 @@ impl Node {
         let mut problems = Vec::new();
         if let Some(agent) = owner.agent.as_mut() {
             for (name, fields) in fields {
-                if let Err(error) = agent.take_section(&name, &fields) {
+                if let Err(error) = agent.take_section(&name, &fields, &*self.keys.verifier) {
                     problems.push((name, error));
                 }
             }
@@ -880,8 +881,9 @@ impl Node {
             .collect();
         if let Some(agent) = self.owners.get_mut(&id).and_then(|owner| owner.agent.as_mut()) {
             for name in missing {
-                let ttl_ms = agent.index.get(&name).map_or(0, |entry| entry.ttl_ms);
-                agent.missing.insert(name, Missing::since(now_us, ttl_ms));
+                let (ttl_ms, class) = agent.index.get(&name).map_or((0, Class::Active), |entry| (entry.ttl_ms, entry.class));
+                let class = self.config.classes.of(class);
+                agent.missing.insert(name, Missing::since(now_us, ttl_ms, class));
             }
         }
         let mode = match state.mode {
@@ -959,7 +961,7 @@ impl Node {
                 },
                 relationships: agent.relationships.len(),
                 missing: agent.missing.keys().cloned().collect(),
-                card: owner.sections.get("card").and_then(|owned| card_report(&owned.stored)),
+                card: owner.sections.get("card").and_then(|owned| card_report(&owned.stored, &*self.keys.verifier)),
                 sections: self.section_reports(&owner.id),
             })
         });
@@ -990,12 +992,11 @@ impl Agent {
     }
 
     /// Takes up what a section of the agent says about its partners.
-    pub(crate) fn take_section(&mut self, name: &str, fields: &persona_fragments::Fields) -> Result<(), String> {
+    pub(crate) fn take_section(&mut self, name: &str, fields: &Fields, verifier: &dyn Verifier) -> Result<(), String> {
         let partner = |did: &str| OwnerKey::from_did(did).ok_or_else(|| format!("section {name} names no agent"));
         if let Some(did) = name.strip_prefix("relationship/") {
             let partner = partner(did)?;
-            let relationship = Relationship::from_fields(fields, self.identity.agent(), &persona_fragments::Ed25519Verifier)
-                .map_err(|error| error.to_string())?;
+            let relationship = Relationship::from_fields(fields, self.identity.agent(), verifier).map_err(|error| error.to_string())?;
             self.relationships.insert(partner, relationship);
         } else if let Some(did) = name.strip_prefix("keys/") {
             let partner = partner(did)?;
@@ -1006,13 +1007,14 @@ impl Agent {
 }
 
 /// A section as another host left it: its bytes, its head, and its holders still to be told of what comes next.
-pub(crate) fn adopted(id: &OwnerKey, root: &RootSecret, name: &str, head: &CertifiedHead, stored: Vec<u8>) -> Owned {
+pub(crate) fn adopted(id: &OwnerKey, root: &RootSecret, name: &str, head: &CertifiedHead, stored: Vec<u8>, now_ms: u64) -> Owned {
     let manifest = &head.manifest;
     let mut owned = Owned::new(id, root, name, manifest.class, manifest.ttl_ms, manifest.level);
     owned.stored = stored;
     owned.content_version = Some(manifest.content_version);
+    owned.renew_ms = manifest.renew_until_ms.saturating_sub(manifest.issued_at_ms);
     owned.live = manifest.older.clone();
-    owned.remember_set(manifest);
+    owned.remember_lease(head, now_ms);
     owned.head = Some(head.clone());
     owned.placed = head.certificate.acks.len() as u8;
     owned

@@ -1048,7 +1048,7 @@ impl Node {
         self.canary.content.clone_from(&content);
         let id = self.node_owner;
         let fields = Fields::new().with("document", content);
-        self.change_with(&id, "canary", Class::Document, 60_000, 2, Content::Fields(fields), Some(crate::own::PutWaiter::Canary));
+        self.change_with(&id, "canary", Class::Document, 60_000, 0, 2, Content::Fields(fields), Some(crate::own::PutWaiter::Canary));
     }
 
     pub(crate) fn canary_put(&mut self, result: Result<(crate::report::PutReport, u64, bool), CallError>) {

@@ -3,7 +3,7 @@
 //! An import that loses more holders of a section than can be borne goes on without it, and names it. Nothing is begun anew in its place:
 //! with a partner whose chain or log is missing no message is exchanged, because a second beginning would contradict the first.
 
-use persona_fragments::{Class, OwnerKey, SealContext, SectionKey, seal, wire};
+use persona_fragments::{Class, ClassSpec, OwnerKey, SealContext, SectionKey, seal, wire};
 use persona_mesh_proto::{Mode, Table, Write};
 
 use crate::{
@@ -32,8 +32,9 @@ pub(crate) struct Missing {
 }
 
 impl Missing {
-    /// Looked for from `now_us` on, as long as a version of `ttl_ms` lives.
-    pub(crate) fn since(now_us: u64, ttl_ms: u64) -> Self {
+    /// Looked for from `now_us` on, as long as a version of `ttl_ms` lives, or its holders renew one of its class.
+    pub(crate) fn since(now_us: u64, ttl_ms: u64, class: ClassSpec) -> Self {
+        let ttl_ms = ttl_ms.max(class.renew_for.as_millis() as u64);
         Self { next_us: Some(now_us + RETRY_US), failures: 0, gone_us: now_us.saturating_add(ttl_ms.saturating_mul(1000)) }
     }
 
@@ -124,11 +125,11 @@ impl Node {
             return Err(CallError::UnknownAgent(id.to_did()));
         };
         let Some(agent) = owner.agent.as_mut() else { return Err(CallError::UnknownAgent(id.to_did())) };
-        let mut owned = adopted(id, &owner.root, name, &got.value.head, got.value.content.clone());
+        let mut owned = adopted(id, &owner.root, name, &got.value.head, got.value.content.clone(), self.now.wall_ms);
         let context = SealContext { agent: *id, section: owned.key, content_version: got.value.head.manifest.content_version };
         let unreadable = |reason: String| CallError::Unreadable { what: got.report.section.clone(), reason };
         let (epoch, fields) = seal::open(&owned.stored, &owner.recovery, &context).map_err(|error| unreadable(error.to_string()))?;
-        agent.take_section(name, &fields).map_err(unreadable)?;
+        agent.take_section(name, &fields, &*self.keys.verifier).map_err(unreadable)?;
         owned.epoch = Some(epoch);
         let version = got.value.head.manifest.version;
         if (version.term, version.device) == (owner.term, self.me.device()) {

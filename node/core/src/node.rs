@@ -6,7 +6,7 @@ use std::{
 };
 
 use chacha20::ChaCha20Rng;
-use persona_agent::CommitmentRegistry;
+use persona_agent::{CommitmentRegistry, RootSecret};
 use persona_fragments::{CertifiedHead, Classes, Equivocation, OwnerKey, PeerKey, SectionKey, Signer, Verifier};
 use persona_mesh_proto::{
     Now, PersistId, ReadId, Table, Write,
@@ -18,6 +18,7 @@ use rand_core::SeedableRng;
 use crate::{
     call::{Answer, Call, CallError, Keep},
     import::Import,
+    leases::{ProbeOp, RenewalOp},
     messages::Messages,
     missing::Missing,
     own::{Owner, OwnerState},
@@ -74,6 +75,16 @@ pub struct NodeKeys {
     pub verifier: Arc<dyn Verifier>,
     /// 32 secret bytes of this node, from which its own sections' keys are derived.
     pub secret: zeroize::Zeroizing<[u8; 32]>,
+    /// What signs the sections of whoever has this root secret: [`ed25519_owner`], unless a harness has cheaper signatures.
+    pub owner_signer: OwnerSigner,
+}
+
+/// Makes a signer of a root secret. Its public key is the owner's id, whatever it signs with.
+pub type OwnerSigner = Arc<dyn Fn(&RootSecret) -> Box<dyn Signer> + Send + Sync>;
+
+/// Owners sign with Ed25519, as everybody else expects.
+pub fn ed25519_owner() -> OwnerSigner {
+    Arc::new(|root| Box::new(root.signer()))
 }
 
 /// A gossip topic of docs/spec/gossip.md#topics.
@@ -142,6 +153,11 @@ pub enum Input {
         id: u64,
         /// How it went; in the keystore's words if it did not.
         result: Result<(), String>,
+    },
+    /// The disk has become nearly full, or has room again (docs/spec/store.md#room).
+    DiskLow {
+        /// Whether it is.
+        low: bool,
     },
     /// A value was read.
     Loaded {
@@ -302,6 +318,8 @@ pub(crate) enum Op {
     Recover(Box<RecoverOp>),
     Settle(Box<SettleOp>),
     Repair(Box<Put>),
+    Renewal(Box<RenewalOp>),
+    Probe(ProbeOp),
 }
 
 /// Operations at once. Beyond it new calls get `Busy`; renewals wait for the next tick.
@@ -356,12 +374,16 @@ pub struct Node {
     pub(crate) heads: BTreeMap<SectionKey, CertifiedHead>,
     /// When this node last repaired a section, on the monotonic clock.
     pub(crate) repaired: BTreeMap<SectionKey, u64>,
+    /// Renewals that this node leads for the holders of a section.
+    pub(crate) leading: BTreeMap<SectionKey, OpId>,
     /// Owners whose keys signed twice, with the proof.
     pub(crate) evidence: BTreeMap<OwnerKey, Equivocation>,
     pub(crate) registry: CommitmentRegistry,
     pub(crate) messages: Messages,
 
     pub(crate) canary: Canary,
+    /// The disk is nearly full.
+    disk_low: bool,
     pub(crate) alarms: VecDeque<AlarmReport>,
     pub(crate) counters: BTreeMap<&'static str, u64>,
     next_holder_tick_us: u64,
@@ -384,7 +406,7 @@ impl Node {
     /// A node with nothing in it. Its stored records follow with [`Node::load`], its agents with [`Node::add_agent`].
     pub fn new(keys: NodeKeys, config: Config, seed: [u8; 32], now: Now) -> Self {
         let me = PeerKey(keys.signer.public_key());
-        let owner = Owner::of_node(&keys.secret);
+        let owner = Owner::of_node(&keys.secret, &keys.owner_signer);
         let node_owner = owner.id;
         let mut node = Self {
             me,
@@ -415,10 +437,12 @@ impl Node {
             floors: BTreeMap::new(),
             heads: BTreeMap::new(),
             repaired: BTreeMap::new(),
+            leading: BTreeMap::new(),
             evidence: BTreeMap::new(),
             registry: CommitmentRegistry::default(),
             messages: Messages::default(),
             canary: Canary { next_us: now.mono_us + 500_000, started_us: now.mono_us, ..Canary::default() },
+            disk_low: false,
             alarms: VecDeque::new(),
             counters: BTreeMap::new(),
             next_holder_tick_us: now.mono_us,
@@ -442,6 +466,7 @@ impl Node {
             Input::Found { id, peers } => self.on_found(id, peers),
             Input::Persisted { ids } => self.on_persisted(&ids),
             Input::Kept { id, result } => self.on_kept(id, result),
+            Input::DiskLow { low } => self.on_disk_low(low),
             Input::Loaded { id, value } => self.on_loaded(id, value),
             Input::Gossip { message, topic, data } => self.on_gossip(message, topic, &data),
             Input::Published { id, result } => self.on_published(id, result),
@@ -516,6 +541,8 @@ impl Node {
                 Some(Op::Recover(_)) => self.recovery_due(id),
                 Some(Op::Settle(_)) => self.settle_due(id),
                 Some(Op::Repair(_)) => self.repair_due(id),
+                Some(Op::Renewal(_)) => self.renewal_due(id),
+                Some(Op::Probe(_)) => self.probe_over(id, false),
                 None => {}
             }
         }
@@ -529,6 +556,8 @@ impl Node {
             Op::Recover(recovery) => recovery.deadline(),
             Op::Settle(settling) => settling.deadline(),
             Op::Repair(put) => put.deadline(),
+            Op::Renewal(renewal) => renewal.deadline(),
+            Op::Probe(probe) => Some(probe.until_us),
         }
     }
 
@@ -540,7 +569,7 @@ impl Node {
     fn expire_caches(&mut self) {
         self.forget_repairs();
         let wall_ms = self.now.wall_ms;
-        self.heads.retain(|_, head| head.manifest.expires_at_ms() > wall_ms);
+        self.heads.retain(|_, head| head.expires_at_ms() > wall_ms);
         let gone: Vec<SectionKey> = self.floors.iter().filter(|(_, floor)| floor.until_ms <= wall_ms).map(|(key, _)| *key).collect();
         if !gone.is_empty() {
             for key in &gone {
@@ -564,6 +593,11 @@ impl Node {
     /// Counts something worth counting.
     pub(crate) fn count(&mut self, what: &'static str) {
         *self.counters.entry(what).or_default() += 1;
+    }
+
+    /// Raises an alarm of the shell's: what it met before this node was there.
+    pub fn raise_alarm(&mut self, kind: &'static str, text: String) {
+        self.alarm(kind, text);
     }
 
     /// Tells the operator.
@@ -595,12 +629,19 @@ impl Node {
         if self.ops.len() >= OPS_MAX && !looks_only {
             return self.reply(id, Err(CallError::Busy(format!("{OPS_MAX} operations are on their way"))));
         }
+        let takes_room = matches!(
+            call,
+            Call::CreateAgent { .. } | Call::Import { .. } | Call::PutSection { .. } | Call::Send { .. } | Call::BenchPut { .. }
+        );
+        if self.disk_low && takes_room {
+            return self.reply(id, Err(CallError::DiskFull));
+        }
         match call {
             Call::CreateAgent { name, role, place, attributes } => self.create_agent(id, name, role, place, attributes),
             Call::Publish { agent } => self.publish_agent(id, agent),
             Call::Import { root, name } => self.begin_import(Some(id), &root, name),
-            Call::PutSection { agent, name, class, ttl_ms, level, require_level, content } => {
-                self.put_document(id, agent, name, class, ttl_ms, level, require_level, content);
+            Call::PutSection { agent, name, class, ttl_ms, renew_for_ms, level, require_level, content } => {
+                self.put_document(id, agent, name, class, ttl_ms, renew_for_ms, level, require_level, content);
             }
             Call::GetSection { agent, name, mode } => self.get_section(id, agent, name, mode),
             Call::Personality { agent, mode } => self.get_personality(id, agent, mode),
@@ -627,6 +668,17 @@ impl Node {
         }
     }
 
+    /// What is here goes on: it is read, served, renewed, and messages that arrive are kept. Nothing new is begun.
+    fn on_disk_low(&mut self, low: bool) {
+        self.disk_low = low;
+        self.holder.set_disk_low(low);
+        if low {
+            let text = "the disk is nearly full: nothing new is stored here, for others or for the agents of this node; what is here is read and \
+                        renewed. Make room: if it fills up, the node stops";
+            self.alarm("disk-low", text.into());
+        }
+    }
+
     fn status(&self) -> StatusReport {
         let held = self.holder.stats();
         StatusReport {
@@ -638,6 +690,7 @@ impl Node {
             shards_held: held.shards,
             shard_bytes: held.shard_bytes,
             lost_store_ms: held.lost_store_ms,
+            disk_low: self.disk_low,
             canary: self.canary.report.clone(),
             alarms: self.alarms.iter().cloned().collect(),
             counters: self.counters.clone(),

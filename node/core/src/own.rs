@@ -11,9 +11,13 @@ use persona_fragments::{
     CertifiedHead, Class, EpochKey, Fields, OlderSet, OwnerKey, RecoveryKey, SectionKey, SignedManifest, Signer, Version,
     certificate::HeadWire, manifest::ManifestWire,
 };
+use persona_mesh_proto::clock_allowance_ms;
 use zeroize::Zeroizing;
 
-use crate::{missing::Missing, node::OpId};
+use crate::{
+    missing::Missing,
+    node::{OpId, OwnerSigner},
+};
 
 /// How far a writer jumps ahead when a version of its own turns out to be taken: farther than what the other one wrote meanwhile.
 const VERSIONS_SKIPPED: u64 = 1 << 10;
@@ -72,6 +76,8 @@ pub(crate) struct Owned {
     pub(crate) published: Vec<u8>,
     pub(crate) class: Class,
     pub(crate) ttl_ms: u64,
+    /// How long its holders may renew it while this host is away; 0: not at all.
+    pub(crate) renew_ms: u64,
     pub(crate) level: u8,
     /// The bytes as they are stored, under `content_version`; empty before the first seal.
     pub(crate) stored: Vec<u8>,
@@ -112,6 +118,10 @@ pub(crate) struct Owned {
     pub(crate) candidates: Option<(u64, Vec<persona_fragments::PeerKey>)>,
     /// Holders that did not answer lately, with the end (monotonic) of their quarantine.
     pub(crate) avoid: BTreeMap<persona_fragments::PeerKey, u64>,
+    /// How often its holders were asked what they made of it while this host was away, since it last committed.
+    pub(crate) sought: u8,
+    /// A set that may still answer found no room in `live`: until then, in milliseconds since the Unix epoch, no put can be known to have reached all.
+    pub(crate) forgotten_until_ms: u64,
 }
 
 /// Who wants to know how a put went.
@@ -137,6 +147,7 @@ impl Owned {
             published,
             class,
             ttl_ms,
+            renew_ms: 0,
             level,
             stored: Vec::new(),
             content_version: None,
@@ -159,6 +170,8 @@ impl Owned {
             told_until_us: 0,
             candidates: None,
             avoid: BTreeMap::new(),
+            sought: 0,
+            forgotten_until_ms: 0,
         }
     }
 
@@ -168,11 +181,13 @@ impl Owned {
             owner: *owner,
             class: self.class,
             ttl_ms: self.ttl_ms,
+            renew_ms: self.renew_ms,
             level: self.level,
             stored: self.stored.clone(),
             content_version: self.content_version,
             head: self.head.as_ref().map(CertifiedHead::to_wire),
             live: self.live.clone(),
+            forgotten_until_ms: self.forgotten_until_ms,
             last_seq: self.last_seq,
         }
     }
@@ -181,12 +196,14 @@ impl Owned {
     pub(crate) fn restore(&mut self, record: OwnRecord) {
         self.class = record.class;
         self.ttl_ms = record.ttl_ms;
+        self.renew_ms = record.renew_ms;
         self.level = record.level;
         self.stored = record.stored;
         self.content_version = record.content_version;
         self.head = record.head.and_then(|wire| CertifiedHead::trusted(wire).ok());
         self.placed = self.head.as_ref().map_or(0, |head| head.certificate.acks.len() as u8);
         self.live = record.live;
+        self.forgotten_until_ms = record.forgotten_until_ms;
         self.last_seq = record.last_seq;
     }
 
@@ -195,6 +212,7 @@ impl Owned {
         self.head = record.head.and_then(|wire| CertifiedHead::trusted(wire).ok());
         self.placed = self.head.as_ref().map_or(0, |head| head.certificate.acks.len() as u8);
         self.live = record.live;
+        self.forgotten_until_ms = record.forgotten_until_ms;
         self.last_seq = record.last_seq;
     }
 
@@ -220,15 +238,28 @@ impl Owned {
         self.waiting.iter().filter_map(demanded).max()
     }
 
-    /// Notes that `set` may still answer for an older version. The oldest makes room; its readers are then bounded by its expiry alone.
+    /// Notes that `set` may still answer for an older version. The oldest makes room; what follows is bounded-stale until it is over.
     pub(crate) fn remember_set(&mut self, manifest: &SignedManifest) {
+        // One with the same holders is told with this one; but not what followed it under a lease that had run out before.
+        let apart = |other: &OlderSet| other.renew_until_ms > 0 && other.expires_at_ms <= manifest.issued_at_ms;
         let set = manifest.as_older_set();
-        self.live.retain(|other| other.holders != set.holders);
-        self.live.push(set);
-        self.live.sort_by_key(|set| set.version);
-        self.live.dedup_by_key(|set| set.version);
-        if self.live.len() > persona_fragments::manifest::OLDER_SETS_MAX {
-            self.live.remove(0);
+        self.live.retain(|other| other.version != set.version && (other.holders != set.holders || apart(other)));
+        self.remember([set]);
+    }
+
+    /// The holders have renewed the version, and this is what is known of them now.
+    pub(crate) fn remember_lease(&mut self, head: &CertifiedHead, now_ms: u64) {
+        self.live.retain(|other| other.version != head.manifest.version);
+        self.remember(head.as_older_sets(now_ms));
+    }
+
+    fn remember(&mut self, sets: impl IntoIterator<Item = OlderSet>) {
+        self.live.extend(sets);
+        self.live.sort_by(|a, b| a.order().cmp(&b.order()));
+        self.live.dedup_by(|a, b| a.order() == b.order());
+        while self.live.len() > persona_fragments::manifest::OLDER_SETS_MAX {
+            let set = self.live.remove(0);
+            self.forgotten_until_ms = self.forgotten_until_ms.max(set.over_at_ms().saturating_add(clock_allowance_ms(self.class)));
         }
     }
 }
@@ -239,22 +270,24 @@ pub(crate) struct OwnRecord {
     pub(crate) owner: OwnerKey,
     pub(crate) class: Class,
     pub(crate) ttl_ms: u64,
+    pub(crate) renew_ms: u64,
     pub(crate) level: u8,
     pub(crate) stored: Vec<u8>,
     pub(crate) content_version: Option<Version>,
     pub(crate) head: Option<HeadWire>,
     pub(crate) live: Vec<OlderSet>,
+    pub(crate) forgotten_until_ms: u64,
     pub(crate) last_seq: u64,
 }
 
 impl Owner {
     /// An owner without sections.
-    pub(crate) fn new(root: RootSecret, term: u64, state: OwnerState) -> Self {
-        let signer = root.signer();
+    pub(crate) fn new(root: RootSecret, term: u64, state: OwnerState, signer: &OwnerSigner) -> Self {
+        let signer = signer(&root);
         Self {
-            id: root.agent_id(),
+            id: OwnerKey(signer.public_key()),
             recovery: root.recovery_key(),
-            signer: Box::new(signer),
+            signer,
             root,
             term,
             sections: BTreeMap::new(),
@@ -264,12 +297,12 @@ impl Owner {
     }
 
     /// The node as an owner: of its canary and its benchmark sections. Its keys come from the node's secret, under a label of their own.
-    pub(crate) fn of_node(secret: &Zeroizing<[u8; 32]>) -> Self {
+    pub(crate) fn of_node(secret: &Zeroizing<[u8; 32]>, signer: &OwnerSigner) -> Self {
         let mut root = Zeroizing::new([0; 32]);
         hkdf::Hkdf::<sha2::Sha256>::new(None, secret.as_slice())
             .expand(b"persona/node-sections/v1", root.as_mut())
             .expect("32 bytes are within HKDF's output");
-        Self::new(RootSecret::from_bytes(*root), 1, OwnerState::Live)
+        Self::new(RootSecret::from_bytes(*root), 1, OwnerState::Live, signer)
     }
 
     /// The earliest time at which a section is due.

@@ -3,7 +3,7 @@
 
 use persona_agent::{Card, Personality};
 use persona_fragments::{
-    CertifiedHead, Fields, OwnerKey, PeerKey, SealContext, SectionKey, Version,
+    CertifiedHead, Fields, Manifest, OwnerKey, PeerKey, SealContext, SectionKey, Verifier, Version,
     coding::shard_matches,
     mutants::{self, Mutant},
     seal, wire,
@@ -105,6 +105,10 @@ pub(crate) enum GetPurpose {
     Card { agent: OwnerKey, mode: Mode },
     /// A step of an import.
     Import { import: u64, name: String },
+    /// The holders of a lease that lack their shards.
+    Refill { lacking: Vec<u8> },
+    /// What the holders have made of a section while its owner was away.
+    Found { agent: OwnerKey, name: String },
     /// A section that an import had to go without.
     Missing { agent: OwnerKey, name: String },
     /// The canary.
@@ -162,8 +166,8 @@ impl Node {
         [own, self.holder.head(key, self.now), self.heads.get(key).cloned()]
             .into_iter()
             .flatten()
-            .filter(|head| head.manifest.expires_at_ms() > self.now.wall_ms)
-            .max_by_key(|head| head.manifest.version)
+            .filter(|head| head.expires_at_ms() > self.now.wall_ms)
+            .max_by_key(|head| (head.manifest.version, head.generation()))
     }
 
     /// A lookup is back.
@@ -172,7 +176,8 @@ impl Node {
         match self.ops.get(&op) {
             Some(Op::Put(_)) => self.put_looked_up(op, peers),
             Some(Op::Recover(_)) => self.recovery_looked_up(op, peers),
-            Some(Op::Survey(_) | Op::Settle(_) | Op::Repair(_)) => {}
+            Some(Op::Renewal(_)) => self.renewal_looked_up(op, peers),
+            Some(Op::Survey(_) | Op::Settle(_) | Op::Repair(_) | Op::Probe(_)) => {}
             Some(Op::Get(get)) => {
                 let known = self.known_head(&get.wanted.key);
                 let mut candidates = peers;
@@ -240,13 +245,14 @@ impl Node {
     fn get_done(&mut self, op: OpId, value: Box<GetValue>) {
         let manifest = &value.head.manifest;
         let (key, version) = (manifest.key, manifest.version);
-        let expires_ms = manifest.expires_at_ms();
-        let until_ms = expires_ms + clock_allowance_ms(manifest.class);
+        let expires_ms = value.head.expires_at_ms();
+        // Its holders may renew it, and an older version as well.
+        let until_ms = expires_ms.max(manifest.renew_until_ms) + clock_allowance_ms(manifest.class);
         if self.heads.len() >= HEADS_CACHED_MAX && !self.heads.contains_key(&key) {
-            let first = self.heads.iter().min_by_key(|(_, head)| head.manifest.expires_at_ms()).map(|(key, _)| *key);
+            let first = self.heads.iter().min_by_key(|(_, head)| head.expires_at_ms()).map(|(key, _)| *key);
             first.and_then(|first| self.heads.remove(&first));
         }
-        if self.heads.get(&key).is_none_or(|known| known.manifest.version <= version) {
+        if self.heads.get(&key).is_none_or(|known| (known.manifest.version, known.generation()) <= (version, value.head.generation())) {
             self.heads.insert(key, value.head.clone());
         }
         let floor = self.floors.get(&key).copied().filter(|floor| floor.version >= version);
@@ -293,14 +299,16 @@ impl Node {
         let GetStage::Floor(value) = get.stage else { return };
         let value = *value;
         let manifest = &value.head.manifest;
-        if self.now.wall_ms >= manifest.expires_at_ms() + clock_allowance_ms(manifest.class) {
+        let over = self.now.wall_ms >= value.head.expires_at_ms() + clock_allowance_ms(manifest.class);
+        if over && !mutants::on(Mutant::AcceptExpired) {
             // Its life ended while the disk took its time, or while this machine slept.
             let replied = value.answers.iter().filter(|(_, said)| answered(*said)).count();
             let error = CallError::NotFound { what: get.wanted.label, asked: value.answers.len() as u32, answered: replied as u32 };
             self.count("gets_failed");
             return self.got(get.purpose, Err(error));
         }
-        self.repair_read(&value);
+        let lacking = if let GetPurpose::Refill { lacking } = &get.purpose { lacking.clone() } else { Vec::new() };
+        self.repair_read(&value, &lacking);
         let report = self.get_report(&get.wanted.label, get.wanted.mode, &value, get.started_us);
         self.count("gets");
         self.got(get.purpose, Ok(Got { value, report }));
@@ -308,8 +316,12 @@ impl Node {
 
     fn get_report(&self, label: &str, mode: Mode, value: &GetValue, started_us: u64) -> GetReport {
         let manifest = &value.head.manifest;
-        let holders_answered =
-            manifest.holders.iter().filter(|holder| value.answers.iter().any(|(peer, said)| peer == *holder && answered(*said))).count();
+        let holders_answered = value
+            .head
+            .holders()
+            .iter()
+            .filter(|holder| value.answers.iter().any(|(peer, said)| peer == *holder && answered(*said)))
+            .count();
         GetReport {
             section: label.to_owned(),
             kad_key: manifest.key.to_kad_key(),
@@ -327,7 +339,8 @@ impl Node {
             holders_answered: holders_answered as u32,
             shards_from_network: value.shards_from.iter().filter(|(peer, _)| *peer != self.me).count() as u32,
             age_ms: self.now.wall_ms.saturating_sub(manifest.issued_at_ms),
-            expires_in_s: expires_in_s(manifest.expires_at_ms(), self.now.wall_ms),
+            expires_in_s: expires_in_s(value.head.expires_at_ms(), self.now.wall_ms),
+            lease_until_ms: lease_until_ms(manifest),
             ms: (self.now.mono_us - started_us) as f64 / 1000.0,
         }
     }
@@ -417,8 +430,8 @@ impl Node {
             }
             GetPurpose::Stranger { call, agent } => {
                 let card = result.ok().and_then(|got| {
-                    read_card(&got.value, &agent)?;
-                    card_report(&got.value.content).map(Box::new)
+                    read_card(&got.value, &agent, &*self.keys.verifier)?;
+                    card_report(&got.value.content, &*self.keys.verifier).map(Box::new)
                 });
                 self.reply(call, Err(CallError::NotTheOwner { agent: agent.to_did(), card }));
             }
@@ -446,10 +459,12 @@ impl Node {
                 self.reply(call, answer);
             }
             GetPurpose::Card { agent, mode } => {
-                let card = result.map(|got| read_card(&got.value, &agent));
+                let card = result.map(|got| read_card(&got.value, &agent, &*self.keys.verifier));
                 self.card_came(agent, mode, card);
             }
             GetPurpose::Import { import, name } => self.import_got(import, &name, result),
+            GetPurpose::Refill { .. } => {} // handed back already, or another reader's business
+            GetPurpose::Found { agent, name } => self.section_found(agent, &name, result),
             GetPurpose::Missing { agent, name } => self.missing_got(agent, &name, result),
             GetPurpose::Canary => self.canary_got(result),
         }
@@ -502,7 +517,7 @@ impl Node {
     fn begin_survey(&mut self, call: u64, head: CertifiedHead) {
         let op = self.id();
         let key = head.manifest.key;
-        let holders = head.manifest.holders.clone();
+        let holders = head.holders().to_vec();
         let survey = Survey { call, answers: holders.iter().map(|_| None).collect(), head, deadline_us: self.now.mono_us + SURVEY_US };
         self.ops.insert(op, Op::Survey(Box::new(survey)));
         self.note_deadline(op);
@@ -554,8 +569,8 @@ impl Node {
     fn analysis(&self, survey: &Survey) -> AnalysisReport {
         let head = &survey.head;
         let manifest = &head.manifest;
-        let holders: Vec<HolderReport> = manifest
-            .holders
+        let holders: Vec<HolderReport> = head
+            .holders()
             .iter()
             .zip(&survey.answers)
             .enumerate()
@@ -586,7 +601,8 @@ impl Node {
                 valid: head.certificate.verify(manifest, &*self.keys.verifier).is_ok(),
             },
             issued_at_ms: manifest.issued_at_ms,
-            expires_in_s: expires_in_s(manifest.expires_at_ms(), self.now.wall_ms),
+            expires_in_s: expires_in_s(head.expires_at_ms(), self.now.wall_ms),
+            lease_until_ms: lease_until_ms(manifest),
             content_len: manifest.content_len,
             answered: replied,
             readable: ReadableReport { any, regular: any && counted >= usize::from(manifest.shape.quorum()) },
@@ -596,21 +612,26 @@ impl Node {
     }
 }
 
+/// Until when its holders may renew it, if they may.
+pub(crate) fn lease_until_ms(manifest: &Manifest) -> Option<u64> {
+    manifest.is_leased().then_some(manifest.renew_until_ms)
+}
+
 /// Whether a peer said anything at all that counts as an answer.
 fn answered(said: Answered) -> bool {
     matches!(said, Answered::Head(_))
 }
 
 /// The card in a section, if it is one and speaks of that agent.
-pub(crate) fn read_card(value: &GetValue, agent: &OwnerKey) -> Option<Card> {
-    let card = Card::from_bytes(&seal::read_public(&value.content).ok()?, &persona_fragments::Ed25519Verifier).ok()?;
+pub(crate) fn read_card(value: &GetValue, agent: &OwnerKey, verifier: &dyn Verifier) -> Option<Card> {
+    let card = Card::from_bytes(&seal::read_public(&value.content).ok()?, verifier).ok()?;
     (card.agent == *agent && card.term == value.head.manifest.version.term).then_some(card)
 }
 
 /// What a stored card says, and its bytes for whoever wants to check the signature.
-pub(crate) fn card_report(stored: &[u8]) -> Option<CardReport> {
+pub(crate) fn card_report(stored: &[u8], verifier: &dyn Verifier) -> Option<CardReport> {
     let bytes = seal::read_public(stored).ok()?;
-    let card = Card::from_bytes(&bytes, &persona_fragments::Ed25519Verifier).ok()?;
+    let card = Card::from_bytes(&bytes, verifier).ok()?;
     Some(CardReport {
         agent: card.agent.to_did(),
         name: card.name.clone(),

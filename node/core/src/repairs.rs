@@ -15,11 +15,11 @@ const AGAIN_US: u64 = 10_000_000;
 const REPAIRS_MAX: usize = 64;
 
 impl Node {
-    /// A get has decoded a current version: whoever of its holders lacks its shard is given it.
-    pub(crate) fn repair_read(&mut self, value: &GetValue) {
+    /// A get has decoded a current version: whoever of its holders lacks its shard is given it, and whoever is known to lack it.
+    pub(crate) fn repair_read(&mut self, value: &GetValue, known: &[u8]) {
         let manifest = &value.head.manifest;
-        let young = self.now.wall_ms < manifest.issued_at_ms.saturating_add(YOUNG_MS);
-        let tried = self.repaired.get(&manifest.key).is_some_and(|at_us| self.now.mono_us < at_us + AGAIN_US);
+        let young = known.is_empty() && self.now.wall_ms < manifest.issued_at_ms.saturating_add(YOUNG_MS);
+        let tried = known.is_empty() && self.repaired.get(&manifest.key).is_some_and(|at_us| self.now.mono_us < at_us + AGAIN_US);
         let full = self.repaired.len() >= REPAIRS_MAX || self.ops.len() >= OPS_MAX;
         if value.content.is_empty() || value.fresh == Freshness::MaybeStale || young || tried || full {
             return;
@@ -27,8 +27,8 @@ impl Node {
         let recovering = |peer| value.answers.iter().any(|(other, said)| other == peer && *said == Answered::Recovering);
         let lacking: Vec<u8> = (0..manifest.shape.n())
             .filter(|index| {
-                let peer = &manifest.holders[usize::from(*index)];
-                *peer != self.me && (value.missing.iter().any(|(_, missing)| missing == index) || recovering(peer))
+                let peer = &value.head.holders()[usize::from(*index)];
+                known.contains(index) || *peer != self.me && (value.missing.iter().any(|(_, missing)| missing == index) || recovering(peer))
             })
             .collect();
         if lacking.is_empty() {

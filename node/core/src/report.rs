@@ -20,6 +20,7 @@ pub struct PutReport {
     pub byzantine_tolerant: bool,
     pub holders: Vec<String>,
     pub expires_in_s: f64,
+    pub lease_until_ms: Option<u64>,
     pub stale_until_ms: Option<u64>,
     pub renewal: bool,
     pub ms: f64,
@@ -42,6 +43,7 @@ pub struct GetReport {
     pub shards_from_network: u32,
     pub age_ms: u64,
     pub expires_in_s: f64,
+    pub lease_until_ms: Option<u64>,
     pub ms: f64,
 }
 
@@ -78,6 +80,7 @@ pub struct SectionReport {
     pub placed: u8,
     pub holders: Vec<String>,
     pub expires_in_s: Option<f64>,
+    pub lease_until_ms: Option<u64>,
     pub manifest_hash: Option<String>,
     pub state: &'static str,
 }
@@ -150,6 +153,7 @@ pub struct AnalysisReport {
     pub certificate: CertificateReport,
     pub issued_at_ms: u64,
     pub expires_in_s: f64,
+    pub lease_until_ms: Option<u64>,
     pub content_len: u32,
     pub holders: Vec<HolderReport>,
     pub answered: u32,
@@ -313,6 +317,7 @@ pub struct StatusReport {
     pub shards_held: usize,
     pub shard_bytes: u64,
     pub lost_store_ms: Option<u64>,
+    pub disk_low: bool,
     pub canary: Option<CanaryReport>,
     pub alarms: Vec<AlarmReport>,
     pub counters: BTreeMap<&'static str, u64>,

@@ -9,16 +9,17 @@
 use std::collections::BTreeSet;
 
 use persona_fragments::{
-    CertifiedHead, Class, Equivocation, Fields, Manifest, OwnerKey, PeerKey, SealContext, SectionKey, Shape, SignedManifest, Version,
+    CertifiedHead, Class, Equivocation, Fields, Manifest, OlderSet, OwnerKey, PeerKey, SealContext, SectionKey, Shape, SignedManifest,
+    Version,
     coding::{content_hash, shard_hashes},
     encode,
-    manifest::TTL_MS_MAX,
+    manifest::{RENEW_MS_MAX, TTL_MS_MAX},
     seal::{EpochKey, publish, seal},
     shape::LEVEL_MAX,
     wire,
 };
 use persona_mesh_proto::{
-    Candidate, Put, PutError, PutOut, PutReceipt, PutTask, Reply, Table, Tag, Write, choose_holders, clock_allowance_ms,
+    Candidate, Mode, Put, PutError, PutOut, PutReceipt, PutTask, Reply, Table, Tag, Write, choose_holders, clock_allowance_ms,
 };
 use rand_core::Rng as _;
 
@@ -26,6 +27,7 @@ use crate::{
     call::{Answer, CallError},
     node::{Node, OPS_MAX, Op, OpId, Output},
     own::{Content, Owned, Owner, OwnerState, PutWaiter},
+    reads::{GetPurpose, Got, Wanted, lease_until_ms},
     report::{PutReport, SectionReport},
     settling::SettlePurpose,
     traffic::AfterPersist,
@@ -36,6 +38,9 @@ const ATTEMPTS_BEFORE_ERROR: u32 = 2;
 
 /// The first pause after a failed put; it doubles up to [`RETRY_MAX_MS`].
 const RETRY_MS: u64 = 1_000;
+
+/// How often a host that was away asks the holders of a lease what they have made of it, before it puts without knowing.
+const SEEKS_MAX: u8 = 3;
 
 /// The longest pause between attempts.
 const RETRY_MAX_MS: u64 = 30_000;
@@ -100,7 +105,8 @@ impl Node {
     /// Gives a section new content, to be put soon. A section that is new to an agent is listed in its index first.
     pub(crate) fn change(&mut self, owner: &OwnerKey, name: &str, class: Class, content: Content, waiter: Option<PutWaiter>) {
         let spec = self.config.classes.of(class);
-        self.change_with(owner, name, class, spec.ttl.as_millis() as u64, spec.level, content, waiter);
+        let (ttl_ms, renew_ms) = (spec.ttl.as_millis() as u64, spec.renew_for.as_millis() as u64);
+        self.change_with(owner, name, class, ttl_ms, renew_ms, spec.level, content, waiter);
     }
 
     /// [`Self::change`] with a lifetime and a level of its own.
@@ -111,6 +117,7 @@ impl Node {
         name: &str,
         class: Class,
         ttl_ms: u64,
+        renew_ms: u64,
         level: u8,
         content: Content,
         waiter: Option<PutWaiter>,
@@ -139,6 +146,7 @@ impl Node {
         let Some(owned) = owner.sections.get_mut(name) else { return };
         owned.class = class;
         owned.ttl_ms = ttl_ms;
+        owned.renew_ms = renew_ms.min(RENEW_MS_MAX);
         owned.level = level;
         owned.changed = Some(content);
         owned.due_us = Some(owned.due_us.map_or(due_us, |due| due.min(due_us)));
@@ -222,6 +230,9 @@ impl Node {
     }
 
     fn begin_put(&mut self, owner: OwnerKey, name: String) {
+        if self.begin_seek(owner, &name) {
+            return;
+        }
         let op = self.id();
         let started_us = self.now.mono_us;
         let Some(owned) = self.owned(&owner, &name) else { return };
@@ -243,6 +254,46 @@ impl Node {
         let id = self.id();
         self.lookups.insert(id, op);
         self.out.push(Output::Lookup { id, key: key.to_kad_key().into_bytes() });
+    }
+
+    /// A host that was away longer than its section lives asks what the holders have made of it: whom it tells of the next version depends on
+    /// that. Whether it asks.
+    fn begin_seek(&mut self, id: OwnerKey, name: &str) -> bool {
+        let (op, wall_ms, label) = (self.id(), self.now.wall_ms, self.label(&id, name));
+        let Some(owned) = self.owned(&id, name) else { return false };
+        let away = |set: &OlderSet| set.renew_until_ms > 0 && set.expires_at_ms <= wall_ms && wall_ms < set.over_at_ms();
+        if owned.sought >= SEEKS_MAX || !owned.live.iter().any(away) {
+            return false;
+        }
+        (owned.op, owned.due_us) = (Some(op), None);
+        owned.sought += 1;
+        let key = owned.key;
+        let wanted = Wanted { key, owner: Some(id), label, mode: Mode::Regular, fence: None, want_content: false };
+        self.begin_get(wanted, GetPurpose::Found { agent: id, name: name.to_owned() });
+        true
+    }
+
+    /// What the holders have made of a section, or nothing. The put that waits for it goes on either way.
+    pub(crate) fn section_found(&mut self, id: OwnerKey, name: &str, result: Result<Got, CallError>) {
+        let (now, me) = (self.now, self.me);
+        let Some(term) = self.owners.get(&id).filter(|owner| owner.writes()).map(|owner| owner.term) else { return };
+        let Some(owned) = self.owned(&id, name) else { return };
+        (owned.op, owned.due_us) = (None, Some(now.mono_us));
+        let Ok(Got { value, .. }) = result else {
+            // A host that has just started knows nobody yet.
+            owned.due_us = Some(now.mono_us + RETRY_MS * 1000);
+            return;
+        };
+        owned.sought = SEEKS_MAX;
+        let version = value.head.manifest.version;
+        // What another host wrote is not gone on from: its put says so.
+        if (version.term, version.device) == (term, me.device()) && owned.head.as_ref().is_none_or(|head| head.manifest.version <= version)
+        {
+            owned.last_seq = owned.last_seq.max(version.seq);
+            owned.remember_lease(&value.head, now.wall_ms);
+            owned.head = Some(value.head);
+            self.count("leases_found");
+        }
     }
 
     /// A lookup for a put is back.
@@ -283,8 +334,7 @@ impl Node {
         let Some(owned) = self.owned(id, name) else { return false };
         let Some(due_us) = owned.grow_from.take() else { return false };
         let usable = peers.iter().filter(|peer| **peer != me).count();
-        let has =
-            owned.head.as_ref().map_or(0, |head| if head.manifest.holders == [me] { 0 } else { usize::from(head.manifest.shape.n()) });
+        let has = owned.head.as_ref().map_or(0, |head| if head.holders() == [me] { 0 } else { usize::from(head.manifest.shape.n()) });
         let asked_for = owned.changed.is_some() || owned.intent.is_some() || !owned.waiting.is_empty() || !owned.waiting_next.is_empty();
         if asked_for || usable.min(Shape::holders_wanted(owned.level).into()) > has {
             return false;
@@ -327,7 +377,7 @@ impl Node {
             gives_up = Some(Box::new(manifest));
         }
 
-        let previous: Vec<PeerKey> = owned.head.as_ref().map(|head| head.manifest.holders.clone()).unwrap_or_default();
+        let previous: Vec<PeerKey> = owned.head.as_ref().map(|head| head.holders().to_vec()).unwrap_or_default();
         let candidates: Vec<Candidate> = peers
             .iter()
             .filter(|peer| **peer != me)
@@ -342,7 +392,7 @@ impl Node {
         }
         // A glimpse of fewer peers (after a restart, in a partition, under load) must not talk a section down that others still hold: they
         // are asked too, and if they do not answer this waits for a while before it makes do with less, and never makes do with itself.
-        let standing = owned.head.as_ref().filter(|head| head.manifest.expires_at_ms() > now.wall_ms && head.manifest.holders != [me]);
+        let standing = owned.head.as_ref().filter(|head| head.expires_at_ms() > now.wall_ms && head.holders() != [me]);
         if let Some(level) = standing.map(|head| head.manifest.shape.level_at_commit())
             && level_with(owned.level, holders.len()) < level
         {
@@ -391,9 +441,11 @@ impl Node {
         }
         let shards = encode(&owned.stored, shape).map_err(|error| CallError::TooLarge(error.to_string()))?;
         let allowance_ms = clock_allowance_ms(owned.class);
-        owned.live.retain(|set| set.expires_at_ms + allowance_ms > now.wall_ms);
+        owned.live.retain(|set| set.over_at_ms() + allowance_ms > now.wall_ms);
         // A set with these very holders is told anyhow. It is not forgotten: this put may fail, and the next have others.
-        let older = owned.live.iter().filter(|set| set.holders != holders).cloned().collect();
+        // And one whose lease has gone on without this host is named all the same: who confirms for it may not know what followed.
+        let apart = |set: &OlderSet| set.renew_until_ms > 0 && set.expires_at_ms <= now.wall_ms;
+        let older = owned.live.iter().filter(|set| set.holders != holders || apart(set)).cloned().collect();
         let manifest = Manifest {
             key: owned.key,
             owner: *id,
@@ -404,7 +456,7 @@ impl Node {
             level: owned.level,
             issued_at_ms: now.wall_ms,
             ttl_ms: owned.ttl_ms,
-            renew_until_ms: 0,
+            renew_until_ms: if owned.renew_ms == 0 { 0 } else { now.wall_ms + owned.renew_ms },
             content_len: owned.stored.len() as u32,
             shape,
             content_hash: content_hash(&owned.stored),
@@ -417,12 +469,12 @@ impl Node {
             .head
             .as_ref()
             .filter(|head| head.manifest.content_hash == manifest.content_hash && head.manifest.shape == shape)
-            .map(|head| (0..shape.n()).filter(|i| head.manifest.holders[usize::from(*i)] == manifest.holders[usize::from(*i)]).collect())
+            .map(|head| (0..shape.n()).filter(|i| head.holders()[usize::from(*i)] == manifest.holders[usize::from(*i)]).collect())
             .unwrap_or_default();
         let manifest = SignedManifest::sign(manifest, &*owner.signer).map_err(|error| CallError::BadRequest(error.to_string()))?;
         // The peers closest to the key are told the new head when its holders changed, and with every renewal. In between, the head that
         // they know leads every reader to the same holders, who know better.
-        let led_there = owned.head.as_ref().is_some_and(|head| head.manifest.holders == manifest.holders);
+        let led_there = owned.head.as_ref().is_some_and(|head| head.holders() == manifest.holders);
         let bystanders = if led_there && owned.told_until_us > now.mono_us { Vec::new() } else { peers.to_vec() };
         if !bystanders.is_empty() {
             owned.told_until_us = now.mono_us + owned.ttl_ms * 1000 / 4;
@@ -593,10 +645,14 @@ impl Node {
             owned.candidates = None;
         }
         match result {
-            Ok(receipt) => {
+            Ok(mut receipt) => {
                 owned.failures = 0;
+                owned.sought = 0;
                 owned.intent = None;
                 owned.placed = receipt.placed;
+                if owned.forgotten_until_ms > now.wall_ms {
+                    receipt.stale_until_ms = receipt.stale_until_ms.max(Some(owned.forgotten_until_ms));
+                }
                 if receipt.stale_until_ms.is_none() {
                     owned.live.clear();
                 }
@@ -624,8 +680,10 @@ impl Node {
                 }
                 let writes =
                     vec![Write::set(Table::Own, owned.key.0, wire::encode(&owned.record(&id))), Write::remove(Table::Intent, owned.key.0)];
-                let report = put_report(&name, owned, &receipt, renewal, started_us, now.mono_us, now.wall_ms);
                 let waiting = std::mem::take(&mut owned.waiting);
+                // Most puts are renewals, and nobody waits for those.
+                let report =
+                    (!waiting.is_empty()).then(|| put_report(&name, owned, &receipt, renewal, started_us, now.mono_us, now.wall_ms));
                 if let Some(agent) = self.owners.get_mut(&id).and_then(|owner| owner.agent.as_mut()) {
                     agent.index.committed(&name, receipt.head.manifest.version);
                 }
@@ -635,8 +693,8 @@ impl Node {
                 self.count(if renewal { "puts_renewed" } else { "puts_committed" });
                 self.persist(writes, AfterPersist::Nothing);
                 let alone = receipt.head.manifest.holders == [me];
-                for waiter in waiting {
-                    self.tell_put(&id, &name, waiter, Ok((report.clone(), started_us, alone)));
+                for (waiter, report) in waiting.into_iter().zip(std::iter::repeat(report).flatten()) {
+                    self.tell_put(&id, &name, waiter, Ok((report, started_us, alone)));
                 }
             }
             Err(error) => {
@@ -792,6 +850,7 @@ impl Node {
         name: String,
         class: Class,
         ttl_ms: Option<u64>,
+        renew_for_ms: Option<u64>,
         level: Option<u8>,
         require_level: Option<u8>,
         content: Vec<u8>,
@@ -799,6 +858,7 @@ impl Node {
         let started_us = self.now.mono_us;
         let spec = self.config.classes.of(class);
         let ttl_ms = ttl_ms.unwrap_or(spec.ttl.as_millis() as u64);
+        let renew_ms = renew_for_ms.unwrap_or(spec.renew_for.as_millis() as u64);
         let level = level.unwrap_or(spec.level);
         let checked = match self.owners.get(&id) {
             None => Err(CallError::UnknownAgent(id.to_did())),
@@ -830,13 +890,16 @@ impl Node {
             if !(1_000..=TTL_MS_MAX).contains(&ttl_ms) {
                 return bad("a lifetime is between 1 s and 7 days");
             }
+            if renew_ms > RENEW_MS_MAX {
+                return bad("holders renew for at most 30 days; 0 means not at all");
+            }
             Ok(())
         });
         if let Err(error) = checked {
             return self.reply(call, Err(error));
         }
         let content = Content::Fields(Fields::new().with("document", content));
-        self.change_with(&id, &name, class, ttl_ms, level, content, Some(PutWaiter::Call { call, started_us, require_level }));
+        self.change_with(&id, &name, class, ttl_ms, renew_ms, level, content, Some(PutWaiter::Call { call, started_us, require_level }));
     }
 
     /// A section of the node's own, for the benchmark: sealed and put like any other.
@@ -848,7 +911,7 @@ impl Node {
         let content = Content::Fields(Fields::new().with("document", content));
         let node_owner = self.node_owner;
         let waiter = PutWaiter::Call { call, started_us, require_level: None };
-        self.change_with(&node_owner, &format!("bench/{slot}"), Class::Core, 60_000, level.clamp(1, LEVEL_MAX), content, Some(waiter));
+        self.change_with(&node_owner, &format!("bench/{slot}"), Class::Core, 60_000, 0, level.clamp(1, LEVEL_MAX), content, Some(waiter));
     }
 
     pub(crate) fn section_reports(&self, id: &OwnerKey) -> Vec<SectionReport> {
@@ -866,7 +929,7 @@ impl Node {
     /// Peers that hold or held one of this owner's sections: good candidates to ask.
     pub(crate) fn known_holders(&self, key: &SectionKey) -> BTreeSet<PeerKey> {
         self.own_section(key)
-            .and_then(|(id, name)| self.owners.get(&id)?.sections.get(&name)?.head.as_ref().map(|head| head.manifest.holders.clone()))
+            .and_then(|(id, name)| self.owners.get(&id)?.sections.get(&name)?.head.as_ref().map(|head| head.holders().to_vec()))
             .unwrap_or_default()
             .into_iter()
             .collect()
@@ -897,6 +960,7 @@ fn put_report(name: &str, owned: &Owned, receipt: &PutReceipt, renewal: bool, st
         byzantine_tolerant: receipt.byzantine_tolerant,
         holders: manifest.holders.iter().map(PeerKey::to_peer_id_string).collect(),
         expires_in_s: expires_in_s(manifest.expires_at_ms(), now_ms),
+        lease_until_ms: lease_until_ms(manifest),
         stale_until_ms: receipt.stale_until_ms,
         renewal,
         ms: (now_us - started_us) as f64 / 1000.0,
@@ -905,7 +969,7 @@ fn put_report(name: &str, owned: &Owned, receipt: &PutReceipt, renewal: bool, st
 
 fn section_report(name: &str, owned: &Owned, now_ms: u64) -> SectionReport {
     let manifest = owned.head.as_ref().map(|head| &head.manifest);
-    let expires = manifest.map(|manifest| expires_in_s(manifest.expires_at_ms(), now_ms));
+    let expires = owned.head.as_ref().map(|head| expires_in_s(head.expires_at_ms(), now_ms));
     SectionReport {
         name: name.to_owned(),
         class: owned.class.name(),
@@ -917,8 +981,9 @@ fn section_report(name: &str, owned: &Owned, now_ms: u64) -> SectionReport {
         f: manifest.map_or(0, |manifest| manifest.shape.f()),
         level: manifest.map_or(0, |manifest| manifest.shape.level_at(owned.placed)),
         placed: owned.placed,
-        holders: manifest.map(|manifest| manifest.holders.iter().map(PeerKey::to_peer_id_string).collect()).unwrap_or_default(),
+        holders: owned.head.as_ref().map(|head| head.holders().iter().map(PeerKey::to_peer_id_string).collect()).unwrap_or_default(),
         expires_in_s: expires,
+        lease_until_ms: manifest.and_then(|manifest| lease_until_ms(manifest)),
         manifest_hash: manifest.map(|manifest| manifest.hash().to_hex()),
         state: match expires {
             None => "pending",

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use persona_fragments::{PeerKey, SectionKey, Version};
+use persona_fragments::{PeerKey, SectionKey, Version, certificate::HeadWire};
 use persona_mesh_proto::{
     PersistId, ReadId, Reply, Request, RequestFrame, Response, ResponseFrame, Table, Tag, Write,
     holder::{CallId, Holder, HolderOut},
@@ -187,6 +187,8 @@ impl Node {
             Some(Op::Recover(_)) => self.recovery_reply(op, tag, reply),
             Some(Op::Settle(_)) => self.settle_reply(op, tag, reply),
             Some(Op::Repair(_)) => self.repair_reply(op, tag, reply),
+            Some(Op::Renewal(_)) => self.renewal_reply(op, tag, reply),
+            Some(Op::Probe(_)) => self.probe_over(op, matches!(reply, Reply::Answer(_))),
             None => {}
         }
     }
@@ -223,6 +225,9 @@ impl Node {
                 HolderOut::HeadChanged { key, record } => self.out.push(Output::Head { key, record }),
                 HolderOut::Equivocation(evidence) => self.witness(*evidence),
                 HolderOut::Recover { key, known, asked } => self.begin_recovery(key, known, asked),
+                HolderOut::Lead { head, lock } => self.begin_renewal(head, lock),
+                HolderOut::Led { key, consent, ack } => self.renewal_led(&key, consent, ack),
+                HolderOut::Probe { peer, key } => self.begin_probe(peer, key),
             }
         }
     }
@@ -312,10 +317,16 @@ impl Node {
 fn request_size(request: &Request) -> usize {
     match request {
         Request::Prepare { manifest, shard, .. } => 128 + manifest.body.len() + shard.as_ref().map_or(0, Vec::len),
-        Request::Commit { head } => 2048 + head.manifest.body.len(),
-        Request::Head { fence, .. } => 128 + fence.as_ref().map_or(0, |head| 2048 + head.manifest.body.len()),
+        Request::Commit { head } => head_size(head),
+        Request::Head { fence, .. } => 128 + fence.as_ref().map_or(0, head_size),
+        Request::Renew { head, .. } | Request::Handover { head, .. } => 4096 + head_size(head),
+        Request::Take { head, shard, .. } => head_size(head) + shard.len(),
         Request::Never { manifest, .. } => 256 + manifest.body.len(),
         Request::Abort { aborted } => 2048 + aborted.manifest.body.len(),
         Request::Shard { .. } | Request::Recall { .. } => 128,
     }
+}
+
+fn head_size(head: &HeadWire) -> usize {
+    2048 + head.manifest.body.len() + head.handover.as_ref().map_or(0, Vec::len)
 }

@@ -54,7 +54,12 @@ pub(crate) mod mark {
     /// A check was not made, because more of a set's holders were faulty than it tolerates.
     pub(crate) const BEYOND_F: &str = "beyond-f";
 
-    pub(crate) const ALL: [&str; 15] = [
+    /// A holder consented that a section be renewed while its owner is away.
+    pub(crate) const RENEWED: &str = "renewed";
+    /// A holder acked a change of a leased section's holders.
+    pub(crate) const HANDED_OVER: &str = "handed-over";
+
+    pub(crate) const ALL: [&str; 17] = [
         UNCERTIFIED,
         SUPERSEDED,
         WRITE_BACK,
@@ -70,6 +75,8 @@ pub(crate) mod mark {
         NEED_SHARD,
         EXPIRED_HEAD,
         BEYOND_F,
+        RENEWED,
+        HANDED_OVER,
     ];
 }
 
@@ -115,6 +122,8 @@ pub(crate) struct Node {
     pub acked: BTreeMap<(Key, Version), ManifestId>,
     /// What it promised never to ack.
     pub promised: BTreeSet<(Key, Version)>,
+    /// Links that it signed, by manifest and generation, and when first.
+    pub signed: BTreeMap<(ManifestId, u64), (crate::traffic::Signature, u64)>,
     /// The highest version that it returned, of each section, and until when that binds it.
     pub floors: BTreeMap<Key, (Version, u64)>,
     pub served: BTreeMap<Key, ManifestId>,
@@ -313,6 +322,7 @@ impl Auditor {
             disk: Disk::default(),
             acked: BTreeMap::new(),
             promised: BTreeSet::new(),
+            signed: BTreeMap::new(),
             floors: BTreeMap::new(),
             served: BTreeMap::new(),
             heard: BTreeMap::new(),
@@ -429,7 +439,7 @@ impl Auditor {
         let range = low.min(high)..=high.max(low);
         section.manifests.range(range).flat_map(|(_, ids)| ids).any(|id| {
             let known = self.book.get(*id);
-            known.manifest.holders.iter().filter(|peer| self.is_faulty(peer, known)).count() > known.shape()[2]
+            known.sets().any(|set| set.iter().filter(|peer| self.is_faulty(peer, known)).count() > known.shape()[2])
         })
     }
 

@@ -7,7 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use persona_foreign::{
     frame::Reader,
-    head::{Ack, Manifest, Version, climb, leaf_hash, manifest_hash, manifest_message, never_leaf_hash, root_message},
+    head::{
+        Ack, Lease, Leased, Manifest, Version, check_lease, climb, leaf_hash, manifest_hash, manifest_message, never_leaf_hash,
+        root_message,
+    },
 };
 
 use crate::{
@@ -40,6 +43,8 @@ pub(crate) struct Known {
     pub acked: u16,
     acks: Vec<(Box<[u8]>, Option<u8>)>,
     certificates: Vec<(Box<[u8]>, bool)>,
+    /// Leases that were seen, with what those that verify prove.
+    leases: Vec<(Box<[u8]>, Option<Leased>)>,
 }
 
 impl Known {
@@ -64,9 +69,30 @@ impl Known {
         allowance_ms(&self.manifest)
     }
 
-    /// When its life is over for everybody, in milliseconds since the Unix epoch.
+    /// When its life is over for everybody, in milliseconds since the Unix epoch: by its last link.
     pub(crate) fn over_ms(&self) -> u64 {
+        let leased = self.proven().map(|leased| leased.expires_at_ms).max();
+        self.own_over_ms().max(leased.unwrap_or(0) + self.allowance_ms())
+    }
+
+    /// When it is by the owner's word alone.
+    pub(crate) fn own_over_ms(&self) -> u64 {
         self.manifest.issued_at_ms + self.manifest.ttl_ms + self.allowance_ms()
+    }
+
+    /// Leases that verify.
+    fn proven(&self) -> impl Iterator<Item = &Leased> {
+        self.leases.iter().filter_map(|(_, leased)| leased.as_ref())
+    }
+
+    /// What a lease proves; `None`: it was not seen, or does not verify.
+    pub(crate) fn leased(&self, frame: &[u8]) -> Option<&Leased> {
+        self.leases.iter().find(|(bytes, _)| **bytes == *frame)?.1.as_ref()
+    }
+
+    /// Every holder set that it had, its own first.
+    pub(crate) fn sets(&self) -> impl Iterator<Item = &Vec<[u8; 32]>> {
+        std::iter::once(&self.manifest.holders).chain(self.proven().flat_map(|leased| &leased.sets))
     }
 
     pub(crate) fn version(&self) -> Version {
@@ -128,6 +154,7 @@ impl Book {
             acked: 0,
             acks: Vec::new(),
             certificates: Vec::new(),
+            leases: Vec::new(),
         });
         self.by_bytes.entry(place).or_default().push(id);
         Some((id, true))
@@ -157,7 +184,7 @@ impl Book {
     /// Looks a head up; the flag says whether it is certified. `None`: its manifest does not decode.
     pub(crate) fn head(&mut self, raw: &RawHead<'_>, now_us: u64) -> Option<(ManifestId, bool)> {
         let (id, _) = self.manifest(&raw.manifest, now_us)?;
-        if raw.handover {
+        if raw.lease.is_some_and(|frame| !self.lease(id, frame)) {
             return Some((id, false));
         }
         if let Some((_, holds)) = self.known[id].certificates.iter().find(|(acks, _)| **acks == *raw.acks) {
@@ -168,6 +195,24 @@ impl Book {
             self.known[id].certificates.push((raw.acks.into(), holds));
         }
         Some((id, holds))
+    }
+
+    /// Whether a lease of a manifest verifies. All that do are remembered: there is one for each half of its life.
+    fn lease(&mut self, id: ManifestId, frame: &[u8]) -> bool {
+        if let Some((_, leased)) = self.known[id].leases.iter().find(|(bytes, _)| **bytes == *frame) {
+            return leased.is_some();
+        }
+        let Self { verify, known, .. } = self;
+        let known = &mut known[id];
+        let lease = Lease::decode(frame).ok();
+        let leased = lease.and_then(|lease| {
+            check_lease(&known.manifest, &known.hash, &lease, &mut |key, message, signature| verify(key, message, signature))
+        });
+        let holds = leased.is_some();
+        if holds || known.leases.len() < JUDGED_MAX {
+            known.leases.push((frame.into(), leased));
+        }
+        holds
     }
 
     /// Whether these promises prove that a manifest's version was never durable (docs/spec/wire.md#abort-certificate).

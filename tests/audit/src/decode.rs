@@ -4,7 +4,7 @@
 
 use persona_foreign::{
     frame::{FrameError, Reader},
-    head::Version,
+    head::{Link, Version},
 };
 
 /// The most requests in a frame.
@@ -22,7 +22,8 @@ pub(crate) struct RawManifest<'a> {
 pub(crate) struct RawHead<'a> {
     pub manifest: RawManifest<'a>,
     pub acks: &'a [u8],
-    pub handover: bool,
+    /// The frame of its lease.
+    pub lease: Option<&'a [u8]>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +55,16 @@ pub(crate) enum RawRequest<'a> {
         manifest: RawManifest<'a>,
         nevers: &'a [u8],
     },
+    /// Somebody asks a holder to sign for a link of a lease; `acks`: to ack it.
+    Sign {
+        head: RawHead<'a>,
+        issued_at_ms: u64,
+        replaced: Vec<(u8, [u8; 32])>,
+        acks: bool,
+    },
+    Take {
+        head: RawHead<'a>,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,13 +90,28 @@ pub(crate) enum RawResponse<'a> {
     Promised(&'a [u8]),
     Prepared(RawManifest<'a>, &'a [u8]),
     Aborted,
+    Consented,
+    Locked,
 }
 
 /// A row of table 2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RawPrepared<'a> {
-    Held { manifest: RawManifest<'a>, index: u8, received_ms: u64 },
-    Floor { manifest_hash: [u8; 32], until_ms: u64 },
+    Held {
+        manifest: RawManifest<'a>,
+        index: u8,
+        received_ms: u64,
+    },
+    /// As a holder of a lease whom the manifest does not name.
+    Taken {
+        manifest: RawManifest<'a>,
+        index: u8,
+        received_ms: u64,
+    },
+    Floor {
+        manifest_hash: [u8; 32],
+        until_ms: u64,
+    },
 }
 
 /// The requests of a frame: at least one, at most [`REQUESTS_MAX`].
@@ -112,12 +138,13 @@ pub(crate) fn intent(bytes: &[u8]) -> Result<RawManifest<'_>, FrameError> {
 /// A row of table 2.
 pub(crate) fn prepared_row(bytes: &[u8]) -> Result<RawPrepared<'_>, FrameError> {
     whole(bytes, |reader| {
-        Ok(match reader.variant(5)? {
+        Ok(match reader.variant(6)? {
             0 => RawPrepared::Held { manifest: manifest(reader)?, index: reader.u8()?, received_ms: reader.u64()? },
             3 => {
                 let (manifest_hash, _index) = (reader.array()?, reader.u8()?);
                 RawPrepared::Floor { manifest_hash, until_ms: reader.u64()? }
             }
+            5 => RawPrepared::Taken { manifest: manifest(reader)?, index: reader.u8()?, received_ms: reader.u64()? },
             _ => RawPrepared::Floor { manifest_hash: reader.array()?, until_ms: reader.u64()? },
         })
     })
@@ -154,7 +181,7 @@ fn whole<'a, T>(bytes: &'a [u8], read: impl FnOnce(&mut Reader<'a>) -> Result<T,
 }
 
 fn request<'a>(reader: &mut Reader<'a>) -> Result<RawRequest<'a>, FrameError> {
-    Ok(match reader.variant(7)? {
+    Ok(match reader.variant(10)? {
         0 => RawRequest::Prepare { manifest: manifest(reader)?, index: reader.u8()?, shard: reader.option(Reader::bytes)? },
         1 => RawRequest::Commit { head: head(reader)? },
         2 => {
@@ -172,12 +199,26 @@ fn request<'a>(reader: &mut Reader<'a>) -> Result<RawRequest<'a>, FrameError> {
             let _order: [u8; 64] = reader.array()?;
             RawRequest::Never { manifest, index }
         }
-        _ => RawRequest::Abort { manifest: manifest(reader)?, nevers: ack_list(reader)? },
+        6 => RawRequest::Abort { manifest: manifest(reader)?, nevers: ack_list(reader)? },
+        7 => {
+            let (head, _index, issued_at_ms) = (head(reader)?, reader.u8()?, reader.u64()?);
+            let replaced = reader.list(|reader| Ok((reader.u8()?, reader.array()?)))?;
+            let (_consent, _lock) = (ack(reader)?, reader.option(Link::read)?);
+            RawRequest::Sign { head, issued_at_ms, replaced, acks: false }
+        }
+        8 => {
+            let (head, _index, link) = (head(reader)?, reader.u8()?, Link::read(reader)?);
+            RawRequest::Sign { head, issued_at_ms: link.issued_at_ms, replaced: link.replaced, acks: true }
+        }
+        _ => {
+            let (head, _index, _shard) = (head(reader)?, reader.u8()?, reader.bytes()?);
+            RawRequest::Take { head }
+        }
     })
 }
 
 fn response<'a>(reader: &mut Reader<'a>) -> Result<RawResponse<'a>, FrameError> {
-    Ok(match reader.variant(16)? {
+    Ok(match reader.variant(19)? {
         0 => RawResponse::Acked(ack(reader)?),
         1 => RawResponse::NeedShard,
         2 => RawResponse::Committed,
@@ -196,7 +237,7 @@ fn response<'a>(reader: &mut Reader<'a>) -> Result<RawResponse<'a>, FrameError> 
             RawResponse::Conflict
         }
         11 => {
-            reader.variant(11)?;
+            reader.variant(13)?;
             RawResponse::Refused
         }
         12 => {
@@ -206,7 +247,20 @@ fn response<'a>(reader: &mut Reader<'a>) -> Result<RawResponse<'a>, FrameError> 
         }
         13 => RawResponse::Promised(ack(reader)?),
         14 => RawResponse::Prepared(manifest(reader)?, ack(reader)?),
-        _ => RawResponse::Aborted,
+        15 => RawResponse::Aborted,
+        16 => {
+            let (_consent, _ack) = (ack(reader)?, reader.option(ack)?);
+            RawResponse::Consented
+        }
+        17 => {
+            Link::read(reader)?;
+            RawResponse::Locked
+        }
+        // As `Committed`; whom it names is for whoever asked.
+        _ => {
+            reader.list(set)?;
+            RawResponse::Committed
+        }
     })
 }
 
@@ -214,7 +268,16 @@ fn head_answer<'a>(reader: &mut Reader<'a>) -> Result<RawResponse<'a>, FrameErro
     let (committed, expired) = (reader.option(head)?, reader.option(head)?);
     let prepared = reader.list(|reader| Ok((manifest(reader)?, ack(reader)?)))?;
     let _shard = reader.option(shard)?;
+    let _handed = reader.option(|reader| Ok((reader.list(set)?, reader.option(Link::read)?)))?;
     Ok(RawResponse::Head { committed, expired, prepared })
+}
+
+/// A holder set that may have followed another one.
+fn set(reader: &mut Reader<'_>) -> Result<(), FrameError> {
+    Version::read(reader)?;
+    let _before_and_after: [Vec<[u8; 32]>; 2] = [reader.list(Reader::array)?, reader.list(Reader::array)?];
+    let _until = (reader.u64()?, reader.u64()?);
+    Ok(())
 }
 
 fn manifest<'a>(reader: &mut Reader<'a>) -> Result<RawManifest<'a>, FrameError> {
@@ -224,8 +287,7 @@ fn manifest<'a>(reader: &mut Reader<'a>) -> Result<RawManifest<'a>, FrameError> 
 fn head<'a>(reader: &mut Reader<'a>) -> Result<RawHead<'a>, FrameError> {
     let manifest = manifest(reader)?;
     let acks = ack_list(reader)?;
-    let handover = reader.option(Reader::bytes)?.is_some();
-    Ok(RawHead { manifest, acks, handover })
+    Ok(RawHead { manifest, acks, lease: reader.option(Reader::bytes)? })
 }
 
 /// A list of acks, its length included.

@@ -30,6 +30,10 @@ pub(crate) struct Shard {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HeadRow {
     pub id: ManifestId,
+    /// When its last link, or without a lease its manifest, is over, allowance included; and whether this machine is a holder by it.
+    pub over_ms: u64,
+    pub holds: bool,
+    pub at_us: u64,
     pub rotted: bool,
 }
 

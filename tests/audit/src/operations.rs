@@ -16,6 +16,9 @@ const SETTLED_US: u64 = 30_000_000;
 /// What is left of a version's life when a get of it must still succeed.
 const LIFE_LEFT_MS: u64 = 5_000;
 
+/// What the others make durable while a put ends takes so long when nothing is lost.
+const JUST_NOW_US: u64 = 1_000_000;
+
 /// After a put has committed among healthy holders, every shard is placed within so long: a request is repeated after 8 s at the latest.
 const PLACED_US: u64 = 15_000_000;
 
@@ -60,7 +63,7 @@ impl Auditor {
         }
         let live_after_ms = self.late_ms(&self.nodes[&machine]).max(self.wall_ms(&self.nodes[&machine]));
         for older in &known.manifest.older {
-            let until_ms = older.expires_at_ms + known.allowance_ms();
+            let until_ms = older.expires_at_ms.max(older.renew_until_ms) + known.allowance_ms();
             let need = older.holders.len() - (older.holders.len() - 1) / 3;
             let confirmed = older.holders.iter().filter(|peer| self.confirmed_by(machine, id, peer)).count();
             if until_ms > live_after_ms && confirmed < need && stale_until_ms.is_none_or(|stale_ms| stale_ms < until_ms) {
@@ -282,7 +285,8 @@ impl Auditor {
     }
 
     /// I14: after everything healed, a get in mode regular or atomic returns a value of a section whose newest certified version has committed
-    /// or is above one that did, will live for a while, and has a quorum of correct holders up that do not recover, with `k` shards.
+    /// or is above one that did, will live for a while, and has a quorum of correct holders up that do not recover, with `k` shards;
+    /// unless liars and those that ever lost their disks are more than `f` together.
     fn must_succeed(&mut self, machine: Machine, key: &Key, title: &str, begun: &Begun) {
         let Some(healed_us) = self.healed_us.filter(|healed_us| begun.at_us > healed_us + SETTLED_US) else { return };
         let Some(section) = self.sections.get(key) else { return };
@@ -301,6 +305,13 @@ impl Auditor {
                 node.correct && node.up && !recovers && !self.is_wild(node, known, known.first_us)
             })
         };
+        // Who recovers asks `n - f` others. Where some of those lie, and with it they are more than `f`, that may never end.
+        let (lost, liars) = known.manifest.holders.iter().filter_map(|peer| self.node_of(peer)).fold((0, 0), |(lost, liars), node| {
+            if node.correct { (lost + usize::from(node.lost_us.is_some()), liars) } else { (lost, liars + 1) }
+        });
+        if liars > 0 && liars + lost > known.shape()[2] {
+            return self.mark(mark::BEYOND_F);
+        }
         let have = known.manifest.holders.iter().filter(answers).count();
         let shards = self.shards_on_disks(known, true);
         if have >= known.quorum() && shards >= known.shape()[1] {
@@ -313,9 +324,10 @@ impl Auditor {
     }
 
     /// I14: after everything healed, whatever was begun at a correct machine that still runs has ended; and every section's newest version,
-    /// if its put committed, its life is not over and its writer is up, lies whole on disks of correct holders that are up. Two
-    /// things are not asked: what a liar who signed for a shard does with it, as nobody can know; and that a put of just now, or one
-    /// from before everything healed whose renewal is not yet due, has reached everybody.
+    /// if its put committed, its life is not over and its writer is up, lies whole on disks of correct holders that are up. Three
+    /// things are not asked: what a liar who signed for a shard does with it, as nobody can know; that a put of just now, or one
+    /// from before everything healed whose renewal is not yet due, has reached everybody; and that one of just now has reached a holder that
+    /// lost its disk, and recovers first.
     pub(crate) fn ends(&mut self) {
         let now_us = self.now_us;
         let Some(healed_us) = self.healed_us else { return };
@@ -343,14 +355,21 @@ impl Auditor {
             let renewed_us = ttl_us * 2 / 5 + PLACED_US;
             let new = put.at_us >= healed_us && now_us >= put.at_us + PLACED_US;
             let renewed = now_us >= healed_us + renewed_us;
-            if section.certified > Some(put.version) || !lives || !kept || !(new || renewed) {
+            let just_now = now_us < put.at_us + JUST_NOW_US;
+            if section.certified > Some(put.version) || !lives || !kept || just_now || !(new || renewed) {
                 continue;
+            }
+            if self.beyond_f(&known.manifest.key, put.version, put.version) {
+                continue; // it may be fenced by a host that cannot take it over
             }
             let places = known.manifest.holders.iter().zip(&known.manifest.shard_hashes);
             let lacks = |(peer, hash): &(&[u8; 32], &[u8; 32])| {
                 self.node_of(peer).is_some_and(|node| {
                     let stays_away = !node.up && !renewed;
-                    node.correct && !stays_away && !(node.up && node.disk.has_shard(&known.manifest.key, hash))
+                    // It says that it recovers, and is given its shard in the background.
+                    let recovers = node.lost_us.is_some() && now_us < put.at_us + PLACED_US;
+                    let has_it = node.up && node.disk.has_shard(&known.manifest.key, hash);
+                    node.correct && !(stays_away || recovers || has_it)
                 })
             };
             let lacking = places.filter(lacks).count();

@@ -94,18 +94,18 @@ impl Auditor {
     /// uncommitted here.
     fn prepared(&mut self, machine: Machine, key: Key, version: Version, value: Option<&[u8]>) {
         let now_us = self.now_us;
-        let name = format!("version {} of section {}", text(&version), hex(&key[..4]));
+        let name = || format!("version {} of section {}", text(&version), hex(&key[..4]));
         let row = match value.map(decode::prepared_row) {
             None => None,
             Some(Ok(RawPrepared::Floor { until_ms, manifest_hash })) => Some((Row::Floor { until_ms, rotted: false }, Some(manifest_hash))),
-            Some(Ok(RawPrepared::Held { manifest, index, received_ms })) => {
+            Some(Ok(RawPrepared::Held { manifest, index, received_ms } | RawPrepared::Taken { manifest, index, received_ms })) => {
                 let Some(id) = self.learn(&manifest) else {
-                    return self.find("I1", format!("machine {machine} keeps what is no manifest as {name}"));
+                    return self.find("I1", format!("machine {machine} keeps what is no manifest as {}", name()));
                 };
                 Some((Row::Held { id, index, received_ms, durable_us: now_us, rotted: false }, None))
             }
             Some(Err(error)) => {
-                return self.find("I1", format!("machine {machine} keeps no record of {name}, but bytes that do not decode: {error}"));
+                return self.find("I1", format!("machine {machine} keeps no record of {}, but bytes that do not decode: {error}", name()));
             }
         };
         let mut found = Vec::new();
@@ -115,7 +115,7 @@ impl Auditor {
             let known = self.book.get(*id);
             if !known.valid || known.manifest.key != key || known.version() != version {
                 found.push(("I1", String::from("keeps a manifest that does not verify, or is of something else, as")));
-            } else if known.manifest.holders.get(usize::from(*index)) != Some(&node.peer) {
+            } else if !known.sets().any(|set| set.get(usize::from(*index)) == Some(&node.peer)) {
                 found.push(("I9", String::from("keeps in another's place")));
             }
             if !node.behind_its_back && !matches!(before, Some(Row::Held { .. })) {
@@ -137,9 +137,13 @@ impl Auditor {
             Some(Row::Held { id, rotted: false, received_ms, durable_us, .. }) if !matches!(row, Some((Row::Held { .. }, _))) => {
                 let known = self.book.get(*id);
                 let late_ms = self.late_ms(node);
-                let over = late_ms >= known.over_ms();
-                let ran_out =
-                    late_ms >= received_ms + known.manifest.ttl_ms || now_us + LATE_MS * 1000 >= durable_us + known.manifest.ttl_ms * 1000;
+                // A link that it knows, and that makes it a holder, counts in place of the manifest.
+                let linked = node.disk.heads.get(&key).filter(|head| head.holds && self.book.get(head.id).hash == known.hash);
+                let (over_ms, since_us) =
+                    linked.map_or((known.own_over_ms(), *durable_us), |head| (head.over_ms, head.at_us.max(*durable_us)));
+                let over = late_ms >= over_ms;
+                let ran_out = late_ms >= received_ms + known.manifest.ttl_ms && linked.is_none()
+                    || now_us + LATE_MS * 1000 >= since_us + known.manifest.ttl_ms * 1000;
                 let grace_us = self.grace_us - self.grace_us / DRIFT_PART;
                 let superseded = node.disk.told_above(&key, &version).is_some_and(|told| now_us >= told.at_us + grace_us);
                 let aborted = self.aborted.contains(&(key, version));
@@ -168,7 +172,7 @@ impl Auditor {
             None => node.disk.prepared.remove(&(key, version)),
         };
         for (invariant, what) in found {
-            self.find(invariant, format!("machine {machine} {what} {name}"));
+            self.find(invariant, format!("machine {machine} {what} {}", name()));
         }
     }
 
@@ -219,7 +223,7 @@ impl Auditor {
         let before = self.nodes[&machine].disk.heads.get(&key).copied();
         let Some(value) = value else {
             let node = &self.nodes[&machine];
-            if let Some(head) = before.filter(|head| !head.rotted && self.late_ms(node) < self.book.get(head.id).over_ms()) {
+            if let Some(head) = before.filter(|head| !head.rotted && self.late_ms(node) < head.over_ms) {
                 let what = format!("machine {machine} forgot the head {} before its life was over", self.name(head.id));
                 self.find("I11", what);
             }
@@ -228,7 +232,8 @@ impl Auditor {
             }
             return;
         };
-        let learnt = decode::head_row(value).ok().and_then(|(head, _)| self.learn_head(&head));
+        let row = decode::head_row(value).ok().map(|(head, _)| head);
+        let learnt = row.and_then(|head| self.learn_head(&head));
         let Some((id, true)) = learnt.filter(|(id, _)| self.book.get(*id).manifest.key == key) else {
             let what = format!("machine {machine} keeps as certified of section {} what is not", hex(&key[..4]));
             return self.find("I16", what);
@@ -239,7 +244,19 @@ impl Auditor {
             self.find("I11", what);
         }
         let Some(node) = self.nodes.get_mut(&machine) else { return };
-        node.disk.heads.insert(key, HeadRow { id, rotted: false });
+        let known = self.book.get(id);
+        let leased = row.and_then(|head| known.leased(head.lease?));
+        let over_ms = leased.map_or(known.own_over_ms(), |leased| leased.expires_at_ms + known.allowance_ms());
+        let holders = leased.and_then(|leased| leased.sets.last()).unwrap_or(&known.manifest.holders);
+        let holds = holders.contains(&node.peer);
+        let same = before.filter(|before| before.id == id && before.over_ms == over_ms);
+        let at_us = same.map_or(now_us, |before| before.at_us);
+        if let Some(before) = before.filter(|before| before.id == id && !before.rotted && before.over_ms > over_ms) {
+            let what = format!("machine {machine} went back to an earlier link of {} after {} ms", self.name(id), before.over_ms);
+            self.find("I11", what);
+        }
+        let Some(node) = self.nodes.get_mut(&machine) else { return };
+        node.disk.heads.insert(key, HeadRow { id, over_ms, holds, at_us, rotted: false });
         let told = node.disk.told.entry(key).or_default();
         if told.last().is_none_or(|last| last.version < version) {
             told.push(Told { version, at_us: now_us });

@@ -391,6 +391,9 @@ fn i9_a_confirmation_is_of_what_is_durable() {
     let busy = confirmed(false, answers(8));
     assert_eq!((busy.auditor.marks()["busy"], busy.auditor.marks()["recovering"]), (1, 1));
     busy.breaks_nothing();
+    let mut liar = Scene::with_liars(&[1]);
+    liar.exchange(READER, 1, asks_head(), answers(8));
+    assert_eq!(liar.auditor.marks()["busy"], 0, "what a liar says shows nothing");
 
     let mut scene = Scene::new();
     let put = scene.manifest(1);
@@ -595,6 +598,21 @@ fn i14_what_was_begun_ends_and_gets_succeed_again() {
     scene.get_begins(READER, Mode::Any);
     scene.see(What::Ends);
     scene.breaks_nothing(); // nothing had healed
+
+    // Who lost its disk asks `n - f` others: a liar among them may keep it waiting.
+    let beside = |liars: &[Machine]| {
+        let mut scene = Scene::with_liars(liars);
+        down(&mut scene, 1);
+        scene.see(What::DiskLost { machine: 1, noticed: true });
+        scene.see(What::Up { machine: 1 });
+        scene.put(1);
+        scene.see(What::Heals);
+        scene.wait_ms(31_000);
+        scene.get_fails(READER, Mode::Regular, "quorum-unreachable");
+        scene
+    };
+    beside(&[]).breaks("I14");
+    beside(&[4]).breaks_nothing();
 }
 
 #[test]
@@ -619,6 +637,30 @@ fn i14_every_shard_is_placed_in_the_end() {
     placed(&HOLDERS[..3], &[4], 20_000, true).breaks_nothing();
     placed(&HOLDERS[..3], &[], 10_000, true).breaks_nothing();
     placed(&HOLDERS[..3], &[], 20_000, false).breaks_nothing();
+
+    // Long after everything healed only a put of just now is excused, and a holder that has to recover first.
+    let late = |lost: bool, wait_ms: u64| {
+        let mut scene = Scene::new();
+        if lost {
+            down(&mut scene, 4);
+            scene.see(What::DiskLost { machine: 4, noticed: true });
+            scene.see(What::Up { machine: 4 });
+        }
+        scene.see(What::Heals);
+        scene.wait_ms(TTL_MS + 20_000);
+        let put = scene.manifest(1);
+        let op = scene.put_begins(WRITER);
+        scene.prepare(WRITER, &put, &HOLDERS[..3]);
+        scene.commit(WRITER, &put, &HOLDERS);
+        scene.put_ends(op, &put, 2);
+        scene.wait_ms(wait_ms);
+        scene.see(What::Ends);
+        scene
+    };
+    late(false, 500).breaks_nothing();
+    late(false, 1_500).breaks("I14");
+    late(true, 1_500).breaks_nothing();
+    late(true, 20_000).breaks("I14");
 }
 
 #[test]

@@ -32,7 +32,11 @@ enum Asked {
     Shard { key: Key, version: Version },
     Never { id: Option<ManifestId> },
     Abort,
+    Sign { id: Option<ManifestId>, link: Signature, acks: bool },
 }
+
+/// A link, as far as a signature binds to it.
+pub(crate) type Signature = (u64, Vec<(u8, [u8; 32])>);
 
 /// What an answer said, for whoever hears it.
 enum Said {
@@ -92,6 +96,21 @@ impl Auditor {
                     }
                     _ => {}
                 }
+                Asked::Commit { id: head.map(|(id, _)| id) }
+            }
+            RawRequest::Sign { head, issued_at_ms, replaced, acks } => {
+                let head = self.learn_head(&head);
+                if correct && !head.is_some_and(|(_, certified)| certified) {
+                    self.find("I16", format!("machine {from} wanted a handover signed that continues nothing certified"));
+                }
+                Asked::Sign { id: head.map(|(id, _)| id), link: (issued_at_ms, replaced), acks }
+            }
+            RawRequest::Take { head } => {
+                let head = self.learn_head(&head);
+                if correct && !head.is_some_and(|(_, certified)| certified) {
+                    self.find("I16", format!("machine {from} handed a shard out under what is not certified"));
+                }
+                self.mark(mark::REPAIR_PUSH);
                 Asked::Commit { id: head.map(|(id, _)| id) }
             }
             RawRequest::Head { key } => Asked::Head { key },
@@ -194,7 +213,7 @@ impl Auditor {
                         if correct {
                             self.is_in_time(from, id, "answered");
                         }
-                        if !self.book.get(id).manifest.holders.contains(&self.nodes[&from].peer) {
+                        if !self.book.get(id).sets().any(|set| set.contains(&self.nodes[&from].peer)) {
                             said.push(Said::Mark(mark::OLD_SET));
                         }
                     }
@@ -229,10 +248,15 @@ impl Auditor {
                 }
                 said.push(Said::Mark(mark::SUPERSEDED));
             }
-            (_, RawResponse::NeedShard) => said.push(Said::Mark(mark::NEED_SHARD)),
-            (_, RawResponse::Busy) => said.push(Said::Mark(mark::BUSY)),
-            (_, RawResponse::Recovering) => said.push(Said::Mark(mark::RECOVERING)),
-            (_, RawResponse::Conflict) => said.push(Said::Mark(mark::CONFLICT)),
+            (Asked::Sign { id: Some(id), link, acks }, RawResponse::Consented | RawResponse::Acked(_)) if correct => {
+                self.signs_once(from, *id, link, *acks);
+                said.push(Said::Mark(if *acks { mark::HANDED_OVER } else { mark::RENEWED }));
+            }
+            // What a liar says proves nothing about what the others do.
+            (_, RawResponse::NeedShard) if correct => said.push(Said::Mark(mark::NEED_SHARD)),
+            (_, RawResponse::Busy) if correct => said.push(Said::Mark(mark::BUSY)),
+            (_, RawResponse::Recovering) if correct => said.push(Said::Mark(mark::RECOVERING)),
+            (_, RawResponse::Conflict) if correct => said.push(Said::Mark(mark::CONFLICT)),
             _ => {}
         }
         said
@@ -277,6 +301,32 @@ impl Auditor {
             }
             _ if node.behind_its_back || node.disk.dropped.iter().any(just_dropped) => {}
             _ => found.push(("I9", "acked without having on its disk")),
+        }
+        for (invariant, what) in found {
+            let what = format!("machine {from} {what} {}", self.name(id));
+            self.find(invariant, what);
+        }
+    }
+
+    /// I8: a correct holder signs one link of a lease in each generation, unless it lost its disk since. I12: none of a lower host once a
+    /// fence is on its disk. I9: it acks with the shard on its disk.
+    fn signs_once(&mut self, from: Machine, id: ManifestId, link: &Signature, acks: bool) {
+        let known = self.book.get(id);
+        let (key, owner, version) = (known.manifest.key, known.manifest.owner, known.version());
+        let generation = link.0.saturating_sub(known.manifest.issued_at_ms) / (known.manifest.ttl_ms / 16).max(1);
+        let hashes = known.manifest.shard_hashes.clone();
+        let (now_us, Some(node)) = (self.now_us, self.nodes.get_mut(&from)) else { return };
+        let mut found = Vec::new();
+        let first = node.signed.entry((id, generation)).or_insert_with(|| (link.clone(), now_us));
+        if first.0 != *link && node.lost_us.is_none_or(|lost_us| lost_us < first.1) {
+            found.push(("I8", "signed a second link of one generation of"));
+        }
+        let fence = node.disk.fences.get(&owner);
+        if fence.is_some_and(|fence| fence.by > host(&version) && fence.since_us + LATE_MS * 1000 < now_us) && !node.behind_its_back {
+            found.push(("I12", "signed, behind a fence, for a link of"));
+        }
+        if acks && !node.behind_its_back && !hashes.iter().any(|hash| node.disk.shards.get(&(key, *hash)).is_some_and(|shard| shard.fits)) {
+            found.push(("I9", "acked, without its shard, a link of"));
         }
         for (invariant, what) in found {
             let what = format!("machine {from} {what} {}", self.name(id));
@@ -380,18 +430,20 @@ impl Auditor {
         }
     }
 
-    /// I8: a correct holder that promised never to ack a version has not acked it, and will not.
+    /// I8: a correct holder that promised never to ack a version has not acked it, unless that one's life was over by its clock, and will not.
     fn promise_is_honest(&mut self, from: Machine, id: ManifestId, never: &[u8]) {
         let index = self.book.promise(id, never);
         let known = self.book.get(id);
         let place = (known.manifest.key, known.version());
+        let late_ms = self.late_ms(&self.nodes[&from]);
         let Some(node) = self.nodes.get_mut(&from) else { return };
         let mut found = Vec::new();
         if index.and_then(|index| known.manifest.holders.get(usize::from(index))) != Some(&node.peer) {
             found.push(("I9", "promised in another's place, or with a signature that does not verify, never to ack"));
         }
         let acked = node.acked.get(&place).map(|first| self.book.get(*first));
-        if acked.is_some_and(|acked| node.lost_us.is_none_or(|lost_us| lost_us < acked.first_us)) {
+        let forgotten = acked.is_some_and(|acked| late_ms >= acked.over_ms());
+        if !forgotten && acked.is_some_and(|acked| node.lost_us.is_none_or(|lost_us| lost_us < acked.first_us)) {
             found.push(("I8", "promised never to ack, and had acked,"));
         }
         node.promised.insert(place);

@@ -192,7 +192,7 @@ fn head_of_another(like: &Manifest) -> Vec<u8> {
     let root = head::leaf_hash(&manifest, &head::manifest_hash(&body), 0);
     let signature = stranger.sign(&head::root_message(1, &root)).to_bytes();
     let ack = Ack { index: 0, position: 0, batch: 1, path: Vec::new(), signature };
-    Head { signature: stranger.sign(&head::manifest_message(&body)).to_bytes(), body, acks: vec![ack] }.encode()
+    Head { signature: stranger.sign(&head::manifest_message(&body)).to_bytes(), body, acks: vec![ack], handover: None }.encode()
 }
 
 async fn analyze(mesh: &Mesh, node: usize, ada: &Agent) -> Result<serde_json::Value> {

@@ -521,6 +521,7 @@ impl Cast {
                     HolderOut::Read { id, table, key } => todo.extend(holder.read_done(id, records.get(&(table, key)).cloned(), NOW)),
                     HolderOut::HeadChanged { .. } | HolderOut::Equivocation(_) => {}
                     HolderOut::Recover { .. } => unreachable!("nobody lost a store"),
+                    HolderOut::Lead { .. } | HolderOut::Led { .. } | HolderOut::Probe { .. } => unreachable!("nothing is leased"),
                 }
             }
             if pending.is_empty() {
@@ -632,7 +633,7 @@ impl Cast {
                     let committed = heads.iter().rfind(|head| head.manifest.version < manifest.version).map(CertifiedHead::to_wire);
                     lies.push(Response::Head(HeadAnswer { committed, prepared: vec![prepared], ..HeadAnswer::default() }));
                     // A certificate of its own acks alone.
-                    let forged = CertifiedHead { manifest, certificate: Certificate { acks: vec![ack; 3] } };
+                    let forged = CertifiedHead { manifest, certificate: Certificate { acks: vec![ack; 3] }, lease: None };
                     let shard = self.shards_to_show(number).into_iter().next().flatten();
                     lies.push(Response::Head(HeadAnswer { committed: Some(forged.to_wire()), shard, ..HeadAnswer::default() }));
                 }
@@ -672,7 +673,7 @@ impl Cast {
                 acks.insert(index as u8, self.sign_as(node, manifest, index as u8));
             }
         }
-        Some(CertifiedHead { manifest: manifest.clone(), certificate: Certificate::assemble(manifest, &acks)? })
+        Some(CertifiedHead { manifest: manifest.clone(), certificate: Certificate::assemble(manifest, &acks)?, lease: None })
     }
 
     fn sign(&self, manifest: &SignedManifest, index: u8) -> Ack {

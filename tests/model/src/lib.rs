@@ -7,7 +7,7 @@
 //!
 //! It is no model of the protocol: the machines are those of `mesh/proto`. A local state of a machine has a number, and so has a message;
 //! what a machine does with a message is run once and remembered, so that a global state is a row of numbers and a step a few look-ups
-//! (docs/decisions/0013-the-model-runs-the-real-machines.md).
+//! (docs/decisions/0016-the-model-runs-the-real-machines.md).
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "a harness: its hash tables are looked up, never iterated")]
 
 pub mod cast;

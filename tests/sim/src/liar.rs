@@ -3,7 +3,7 @@
 //! A liar runs the real node and changes what leaves it, or answers in its place. It has its own key and no other, so whatever must be
 //! signed by somebody else it can only replay.
 
-use std::collections::BTreeMap;
+use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
 use chacha20::ChaCha8Rng;
 use persona_fragments::{Certificate, PeerKey, SectionKey, SignedManifest, Signer, certificate::HeadWire, sign_batch};
@@ -13,7 +13,16 @@ use persona_mesh_proto::{
 };
 use rand_core::Rng as _;
 
-use crate::plan::{Lie, below};
+use crate::{
+    mangle::mangle,
+    plan::{Lie, below},
+};
+
+/// How long after it was asked a late answer comes, in microseconds: a node waits for 3 s.
+const LATE_US: u64 = 2_900_000;
+
+/// What colluders agreed on: the head that each section is said to have.
+pub type Story = Rc<RefCell<BTreeMap<SectionKey, HeadWire>>>;
 
 /// Sections whose heads a liar remembers.
 const REMEMBERED_MAX: usize = 256;
@@ -26,6 +35,9 @@ pub struct Liar {
     heads: BTreeMap<SectionKey, (HeadWire, HeadWire)>,
     /// A shard that it was given, of any section.
     shard: Option<Vec<u8>>,
+    story: Story,
+    /// Colluders begin to lie together.
+    began: bool,
     rng: ChaCha8Rng,
 }
 
@@ -41,8 +53,22 @@ pub enum Handling {
 
 impl Liar {
     /// A liar.
-    pub fn new(lie: Lie, signer: Box<dyn Signer>, rng: ChaCha8Rng) -> Self {
-        Self { lie, signer, heads: BTreeMap::new(), shard: None, rng }
+    pub fn new(lie: Lie, signer: Box<dyn Signer>, story: Story, rng: ChaCha8Rng) -> Self {
+        Self { lie, signer, heads: BTreeMap::new(), shard: None, story, began: false, rng }
+    }
+
+    /// From now on nothing happens, as colluders have it.
+    pub fn begin(&mut self) {
+        self.began = true;
+        let mut story = self.story.borrow_mut();
+        for (key, (_, newest)) in &self.heads {
+            story.entry(*key).or_insert_with(|| newest.clone());
+        }
+    }
+
+    /// How much later than it could its answers come, in microseconds.
+    pub fn late_us(&self) -> u64 {
+        if self.lie == Lie::Late { LATE_US } else { 0 }
     }
 
     fn lie_now(&mut self) -> Lie {
@@ -65,7 +91,7 @@ impl Liar {
         match self.lie_now() {
             Lie::Silent => Handling::Silence,
             Lie::Noise => Handling::Answer((0..below(&mut self.rng, 300)).map(|_| self.rng.next_u32() as u8).collect()),
-            lie @ (Lie::AckWithoutStoring | Lie::MuteCommit) => {
+            lie @ (Lie::AckWithoutStoring | Lie::MuteCommit | Lie::Collude) if self.began || lie != Lie::Collude => {
                 let made: Option<Vec<Response>> = frame.requests.iter().map(|request| self.in_place(lie, request)).collect();
                 // A frame with anything else in it is answered by the node.
                 made.map_or(Handling::Pass, |responses| Handling::Answer(ResponseFrame { responses }.to_bytes()))
@@ -76,12 +102,12 @@ impl Liar {
 
     fn in_place(&self, lie: Lie, request: &Request) -> Option<Response> {
         match (lie, request) {
-            (Lie::AckWithoutStoring, Request::Prepare { manifest, index, .. }) => {
+            (Lie::AckWithoutStoring | Lie::Collude, Request::Prepare { manifest, index, .. }) => {
                 let manifest = SignedManifest::trusted(manifest.clone()).ok()?;
                 let ack = sign_batch(&[manifest.ack_leaf(*index)], &*self.signer).pop()?;
                 Some(Response::Acked { ack })
             }
-            (Lie::AckWithoutStoring | Lie::MuteCommit, Request::Commit { .. }) => Some(Response::Committed),
+            (Lie::AckWithoutStoring | Lie::MuteCommit | Lie::Collude, Request::Commit { .. }) => Some(Response::Committed),
             _ => None,
         }
     }
@@ -97,7 +123,8 @@ impl Liar {
             }
             self.twist(lie, to, request, response);
         }
-        Some(frame.to_bytes())
+        let bytes = frame.to_bytes();
+        Some(if self.lie == Lie::Mangled { mangle(&bytes, requests, &mut self.rng) } else { bytes })
     }
 
     fn remember(&mut self, head: &HeadWire) {
@@ -121,6 +148,14 @@ impl Liar {
             (Lie::Deny, Request::Shard { .. }) => *response = Response::Absent,
             (Lie::Stale, Request::Head { key, .. }) => self.show(key, true, response),
             (Lie::TwoFaced, Request::Head { key, .. }) => self.show(key, to.0[0].is_multiple_of(2), response),
+            (Lie::Collude, Request::Head { key, .. }) if self.began => {
+                let told = self.story.borrow().get(key).cloned();
+                if let Response::Head(answer) = response {
+                    // What the node itself knows is no newer: since then it stores nothing.
+                    let (committed, shard) = (told.or(answer.committed.take()), answer.shard.take());
+                    *answer = HeadAnswer { committed, shard, ..HeadAnswer::default() };
+                }
+            }
             (Lie::Corrupt, _) => match response {
                 Response::Head(HeadAnswer { shard: Some(ShardWire { index, bytes }), .. }) | Response::Shard { index, bytes } => {
                     self.corrupt(index, bytes);

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
     process::ExitCode,
     sync::{
-        Mutex,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::Instant,
@@ -16,6 +16,7 @@ use std::{
 use clap::{Parser, Subcommand};
 use persona_fragments::mutants::{Mutant, with};
 use persona_sim::{
+    churn::Trace,
     plan::{Fault, Plan},
     run::{Outcome, run},
     scale, survival,
@@ -23,6 +24,10 @@ use persona_sim::{
     world::Observer,
 };
 use serde::Serialize;
+
+/// A seed is millions of small allocations.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 #[derive(Parser)]
 #[command(name = "persona-sim", about = "Whole meshes in one thread under virtual time: every fault, every order of events, from a seed")]
@@ -48,6 +53,9 @@ enum Verb {
         /// Stop after so many seconds, whatever is left
         #[arg(long)]
         seconds: Option<u64>,
+        /// Machines come and go as this file says (docs/simulator.md)
+        #[arg(long, value_name = "FILE")]
+        churn: Option<String>,
         /// One JSON object instead of words
         #[arg(long)]
         json: bool,
@@ -67,6 +75,9 @@ enum Verb {
         /// Seconds that each may take
         #[arg(long, default_value_t = 600)]
         seconds: u64,
+        /// Threads [default: one per processor]
+        #[arg(long)]
+        threads: Option<usize>,
         /// One JSON object instead of words
         #[arg(long)]
         json: bool,
@@ -120,6 +131,9 @@ enum Verb {
         /// A shorter storm, in virtual milliseconds
         #[arg(long)]
         storm_ms: Option<u64>,
+        /// Machines come and go as this file says
+        #[arg(long, value_name = "FILE")]
+        churn: Option<String>,
         /// Print what users and machines do
         #[arg(long, short)]
         verbose: bool,
@@ -128,6 +142,27 @@ enum Verb {
         section: Option<String>,
     },
 }
+
+/// What must be seen in so many seeds, or they try too little: the auditor's marks.
+const MARKS: [&str; 14] = [
+    "uncertified",
+    "superseded",
+    "write-back",
+    "bounded-stale",
+    "fenced",
+    "conflict",
+    "poisoned",
+    "data-lost",
+    "recovering",
+    "repair-push",
+    "old-set",
+    "busy",
+    "need-shard",
+    "beyond-f",
+];
+
+/// Fewer seeds need not have seen everything.
+const MARKED_SEEDS_MIN: u64 = 1_000;
 
 /// What many seeds came to.
 #[derive(Default, Serialize)]
@@ -141,7 +176,12 @@ struct Summary {
     moved: u64,
     frames: u64,
     violations: Vec<Violation>,
+    /// What must happen sometimes, and how often it did.
     marks: BTreeMap<String, u64>,
+    /// Of the marks that must be seen, those that were not, if so many seeds ran that they should have been.
+    unmarked: Vec<&'static str>,
+    /// What was broken, and how often.
+    faults: BTreeMap<&'static str, u64>,
     wall_s: f64,
 }
 
@@ -164,6 +204,9 @@ impl Summary {
         self.frames += outcome.frames;
         for (mark, count) in outcome.marks {
             *self.marks.entry(mark).or_default() += count;
+        }
+        for (fault, count) in outcome.faults {
+            *self.faults.entry(fault).or_default() += count;
         }
         if !outcome.violations.is_empty() {
             self.violations.push(Violation { seed: outcome.seed, what: outcome.violations, replay: outcome.replay });
@@ -210,14 +253,22 @@ fn shrink(plan: &Plan) -> Plan {
 
 fn main() -> ExitCode {
     match Cli::parse().verb {
-        Verb::Run { seeds, from, threads, seconds, json } => run_many(seeds, from, threads, seconds, json),
-        Verb::Mutants { seeds, only, without, seconds, json } => run_mutants(seeds, &only, &without, seconds, json),
+        Verb::Run { seeds, from, threads, seconds, churn, json } => match read_churn(churn) {
+            Ok(trace) => run_many(seeds, from, threads, seconds, trace.as_ref(), json),
+            Err(error) => failed(&error),
+        },
+        Verb::Mutants { seeds, only, without, seconds, threads, json } => run_mutants(seeds, &only, &without, seconds, threads, json),
         Verb::Survival { sections, meshes, seed, plots, json } => survive(sections, meshes, seed, plots.as_deref(), json),
         Verb::Scale { nodes, operations, dead, seed, json } => scale(&nodes, operations, dead, seed, json),
-        Verb::Replay { seed, without, storm_ms, verbose, section } => {
-            let mut plan = Plan::of(seed);
+        Verb::Replay { seed, without, storm_ms, churn, verbose, section } => {
+            let trace = match read_churn(churn) {
+                Ok(trace) => trace,
+                Err(error) => return failed(&error),
+            };
+            let mut plan = plan_of(seed, trace.as_ref());
             plan.faults.retain(|fault| !without.contains(fault));
             plan.storm_ms = storm_ms.unwrap_or(plan.storm_ms);
+            plan.traced = true;
             println!("{plan:#?}");
             let teller = Teller::new(section);
             let observers: Vec<Box<dyn Observer>> = if verbose { vec![Box::new(teller)] } else { Vec::new() };
@@ -276,7 +327,28 @@ fn scale(nodes: &[usize], operations: u64, dead: u64, seed: u64, json: bool) -> 
     ExitCode::SUCCESS
 }
 
-fn run_many(seeds: u64, from: u64, threads: Option<usize>, seconds: Option<u64>, json: bool) -> ExitCode {
+fn failed(error: &str) -> ExitCode {
+    eprintln!("error: {error}");
+    ExitCode::FAILURE
+}
+
+/// A file of who comes and goes when.
+fn read_churn(file: Option<String>) -> Result<Option<Arc<Trace>>, String> {
+    let Some(file) = file else { return Ok(None) };
+    let text = std::fs::read_to_string(&file).map_err(|error| format!("cannot read {file}: {error}"))?;
+    Trace::parse(&file, &text).map(Some)
+}
+
+fn plan_of(seed: u64, trace: Option<&Arc<Trace>>) -> Plan {
+    let mut plan = Plan::of(seed);
+    if let Some(trace) = trace {
+        plan.faults.insert(Fault::Churn);
+        plan.trace = Some(trace.clone());
+    }
+    plan
+}
+
+fn run_many(seeds: u64, from: u64, threads: Option<usize>, seconds: Option<u64>, trace: Option<&Arc<Trace>>, json: bool) -> ExitCode {
     let threads = threads.or_else(|| std::thread::available_parallelism().ok().map(Into::into)).unwrap_or(1);
     let started = Instant::now();
     let next = AtomicU64::new(from);
@@ -290,11 +362,11 @@ fn run_many(seeds: u64, from: u64, threads: Option<usize>, seconds: Option<u64>,
                     if seed >= from + seeds {
                         break;
                     }
-                    let plan = Plan::of(seed);
+                    let plan = plan_of(seed, trace);
                     let outcome = judge(&plan, Vec::new());
-                    // One of a hundred is run again: the same seed must be the same run.
+                    // Some are run again: the same seed must be the same run.
                     let mut outcome = outcome;
-                    if seed.is_multiple_of(100) && judge(&plan, Vec::new()).trace != outcome.trace {
+                    if plan.traced && judge(&plan, Vec::new()).trace != outcome.trace {
                         outcome.violations.push("the same seed ran differently a second time".into());
                     }
                     let failed = !outcome.violations.is_empty();
@@ -321,11 +393,15 @@ fn run_many(seeds: u64, from: u64, threads: Option<usize>, seconds: Option<u64>,
     let mut summary = summary.into_inner().expect("no thread panics here");
     summary.wall_s = started.elapsed().as_secs_f64();
     summary.violations.sort_by_key(|violation| violation.seed);
+    if summary.seeds >= MARKED_SEEDS_MIN {
+        summary.unmarked = MARKS.into_iter().filter(|mark| summary.marks.get(*mark).is_none_or(|count| *count == 0)).collect();
+    }
     match serde_json::to_string_pretty(&summary) {
         Ok(text) => println!("{text}"),
         Err(error) => eprintln!("the summary cannot be written: {error}"),
     }
-    if summary.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let fine = summary.violations.is_empty() && summary.unmarked.is_empty();
+    if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// How one mutant fared.
@@ -338,7 +414,7 @@ struct Fate {
     by: Option<String>,
 }
 
-fn run_mutants(seeds: u64, only: &[String], without: &[String], seconds: u64, json: bool) -> ExitCode {
+fn run_mutants(seeds: u64, only: &[String], without: &[String], seconds: u64, threads: Option<usize>, json: bool) -> ExitCode {
     let names: Vec<String> = Mutant::ALL.iter().map(|mutant| format!("{mutant:?}")).collect();
     if let Some(unknown) = only.iter().chain(without).find(|name| !names.contains(name)) {
         eprintln!("no mutant is called {unknown}; there are {}", names.join(", "));
@@ -354,7 +430,7 @@ fn run_mutants(seeds: u64, only: &[String], without: &[String], seconds: u64, js
         let started = Instant::now();
         let next = AtomicU64::new(0);
         let found: Mutex<Option<(u64, String)>> = Mutex::new(None);
-        let threads = std::thread::available_parallelism().map_or(1, Into::into);
+        let threads = threads.or_else(|| std::thread::available_parallelism().ok().map(Into::into)).unwrap_or(1);
         std::thread::scope(|scope| {
             for _ in 0..threads {
                 scope.spawn(|| {

@@ -3,10 +3,12 @@
 //! Every seed enables a random subset of the faults (swarm testing: a run with all of them hides what a run with two would find).
 //! Dropping a fault from a plan leaves the other draws as they are, so that a failing seed can be made smaller.
 
-use std::{collections::BTreeSet, fmt, str::FromStr};
+use std::{collections::BTreeSet, fmt, str::FromStr, sync::Arc};
 
 use chacha20::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
+
+use crate::churn::Trace;
 
 /// Something that may go wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,11 +53,37 @@ pub enum Fault {
     Join,
     /// An owner cheats: shards of no content, two manifests of one version, manifests for other people's keys.
     Cheat,
+    /// A disk has no room, or a sync fails: the process stops, and starts again into the same.
+    BadDisk,
+    /// A disk goes back to what it was, and its process cannot know. The machine counts as faulty.
+    Rollback,
+    /// A wall clock is off by more than the allowance. The machine counts as faulty.
+    Jump,
+    /// Clocks run fast or slow, by up to 500 millionths.
+    Drift,
+    /// A machine is cut off and back again, many times a second.
+    Flap,
+    /// Machines come and go as they do in measured meshes.
+    Churn,
+    /// A machine runs twice, with one key and a copy of its disk. The two count as one faulty holder.
+    Twins,
+    /// A machine sends what others sent, mangled. It counts as faulty.
+    Mangle,
+    /// One more than `f` lie together. Then contents, poison, floors and the end of lives are still promised, and nothing else.
+    TooMany,
+    /// Program: a certificate reaches one holder alone, and one reader hears it and the next does not, or the same after a restart.
+    HalfTold,
+    /// Program: `f` holders miss a version, and `f + 1` of those that have it lose their disks at once.
+    LostStores,
+    /// Program: a version is acked by fewer than a certificate needs, its owner may die, and liars certify it to whoever asks.
+    HalfAcked,
+    /// Program: an owner is away until its versions have expired, and readers go on asking.
+    Away,
 }
 
 impl Fault {
     /// Every fault.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 33] = [
         Self::Delay,
         Self::Loss,
         Self::Double,
@@ -76,7 +104,24 @@ impl Fault {
         Self::Deaf,
         Self::Join,
         Self::Cheat,
+        Self::BadDisk,
+        Self::Rollback,
+        Self::Jump,
+        Self::Drift,
+        Self::Flap,
+        Self::Churn,
+        Self::Twins,
+        Self::Mangle,
+        Self::TooMany,
+        Self::HalfTold,
+        Self::LostStores,
+        Self::HalfAcked,
+        Self::Away,
     ];
+
+    /// Those that are programs: sequences that aim at one rule, where chance alone would seldom meet. A seed has one at most, and then
+    /// few other faults.
+    pub const PROGRAMS: [Self; 4] = [Self::HalfTold, Self::LostStores, Self::HalfAcked, Self::Away];
 
     /// Its name on the command line.
     pub const fn name(self) -> &'static str {
@@ -101,12 +146,37 @@ impl Fault {
             Self::Deaf => "deaf",
             Self::Join => "join",
             Self::Cheat => "cheat",
+            Self::BadDisk => "bad-disk",
+            Self::Rollback => "rollback",
+            Self::Jump => "jump",
+            Self::Drift => "drift",
+            Self::Flap => "flap",
+            Self::Churn => "churn",
+            Self::Twins => "twins",
+            Self::Mangle => "mangle",
+            Self::TooMany => "too-many",
+            Self::HalfTold => "half-told",
+            Self::LostStores => "lost-stores",
+            Self::HalfAcked => "half-acked",
+            Self::Away => "away",
         }
     }
 
+    /// Whether it is there for a whole storm, and not now and then.
+    pub const fn lasts(self) -> bool {
+        let network = matches!(self, Self::Delay | Self::Loss | Self::Double | Self::BadLookups | Self::Deaf | Self::Churn);
+        network || matches!(self, Self::SlowDisk | Self::Drift | Self::Liars | Self::Cheat | Self::Twins | Self::Mangle | Self::Takeover)
+    }
+
     /// Whether it makes a machine count as one of the `f`.
-    const fn costs_a_holder(self) -> bool {
-        matches!(self, Self::LyingSync | Self::DiskLost | Self::Rot | Self::Liars | Self::Cheat)
+    pub const fn costs_a_holder(self) -> bool {
+        matches!(self, Self::DiskLost | Self::Rot | Self::Jump) || self.breaks_rules()
+    }
+
+    /// Whether nothing may be asked of a machine that it befalls: it does not do what the protocol says, or was lied to by its own disk. (Of one
+    /// that lost its disk, or whose clock is off, all is asked that it can know.)
+    pub const fn breaks_rules(self) -> bool {
+        matches!(self, Self::LyingSync | Self::Liars | Self::Cheat | Self::Rollback | Self::Twins | Self::Mangle | Self::TooMany)
     }
 }
 
@@ -156,13 +226,19 @@ pub enum Lie {
     FalseFence,
     /// It answers with noise.
     Noise,
+    /// Each answer comes when its asker has almost given up.
+    Late,
+    /// Its answers are mangled.
+    Mangled,
+    /// It and its like tell one story: time stood still when the storm began. They sign and confirm whatever comes, and keep nothing.
+    Collude,
     /// Each answer is another lie.
     Everything,
 }
 
 impl Lie {
     /// Every lie.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 17] = [
         Self::Silent,
         Self::Deny,
         Self::Stale,
@@ -176,6 +252,9 @@ impl Lie {
         Self::Recovering,
         Self::FalseFence,
         Self::Noise,
+        Self::Late,
+        Self::Mangled,
+        Self::Collude,
         Self::Everything,
     ];
 }
@@ -207,13 +286,24 @@ pub struct Plan {
     pub canary_s: u64,
     /// What may go wrong.
     pub faults: BTreeSet<Fault>,
-    /// How many machines may lie, lose or spoil what they hold: no more than `f` of the smallest holder set.
+    /// How many machines may lie, lose or spoil what they hold: no more than `f` of the smallest holder set, but for `TooMany`.
     pub faulty: usize,
+    /// That `f`.
+    pub tolerated: usize,
     /// The lies that are told.
     pub lies: Vec<Lie>,
     /// Nodes sign with Ed25519.
     pub real_signatures: bool,
+    /// Holders renew among themselves, as they do by default.
+    pub leases: bool,
+    /// Who comes and goes when, from a file: else a distribution is drawn.
+    pub trace: Option<Arc<Trace>>,
+    /// All that happens is hashed, so that a second run can be compared with the first.
+    pub traced: bool,
 }
+
+/// One seed in so many is run twice, and must be the same run.
+pub const TRACED: u64 = 100;
 
 /// Random bytes for one purpose of one seed, whatever the others draw.
 pub fn stream(seed: u64, purpose: &str) -> ChaCha8Rng {
@@ -226,6 +316,11 @@ pub fn below(rng: &mut ChaCha8Rng, bound: u64) -> u64 {
 }
 
 impl Plan {
+    /// Whether an owner goes away in the end, for longer than its sections live. Its core-like document then lives for a minute or two.
+    pub fn is_left(&self) -> bool {
+        self.seed.is_multiple_of(3) && self.ttl_divisor >= 30
+    }
+
     /// What this seed draws.
     pub fn of(seed: u64) -> Self {
         let mut rng = stream(seed, "plan");
@@ -237,13 +332,36 @@ impl Plan {
         let agents = (1 + below(rng, 2) as usize).min(hosts);
         let ttl_divisor = [60, 30, 20, 10, 10, 5, 2, 1][below(rng, 8) as usize];
         let unscaled = below(rng, 20) == 0;
-        let mut faults: BTreeSet<Fault> = Fault::ALL.into_iter().filter(|_| below(rng, 10) < 3).collect();
+        let program = Fault::PROGRAMS[below(rng, Fault::PROGRAMS.len() as u64) as usize];
+        let program = Some(program).filter(|_| below(rng, 4) == 0);
+        let often = if program.is_some() { 1 } else { 3 };
+        let mut faults: BTreeSet<Fault> = Fault::ALL.into_iter().filter(|_| below(rng, 10) < often).collect();
+        faults.retain(|fault| !Fault::PROGRAMS.contains(fault));
+        faults.extend(program);
+        // A program needs somebody to keep from hearing, and versions that expire while it waits.
+        let (unscaled, ttl_divisor) = if program.is_some() { (false, 60) } else { (unscaled, ttl_divisor) };
+        if below(rng, 4) > 0 {
+            faults.remove(&Fault::TooMany); // most of what is judged is judged within `f`
+        }
         let f = (wanted.min(hosts - 1).max(1) - 1) / 3;
         if f == 0 {
             faults.retain(|fault| !fault.costs_a_holder());
         }
         let faulty = if f == 0 { 0 } else { 1 + below(rng, f as u64) as usize };
-        let lies = (0..faulty).map(|_| Lie::ALL[below(rng, Lie::ALL.len() as u64) as usize]).collect();
+        let mut lies: Vec<Lie> = (0..faulty).map(|_| Lie::ALL[below(rng, Lie::ALL.len() as u64) as usize]).collect();
+        let (mut faulty, mut faults) = (faulty, faults);
+        if faults.contains(&Fault::TooMany) {
+            (faulty, lies) = (f + 1, vec![Lie::Collude; f + 1]);
+        } else if lies.contains(&Lie::Collude) && faults.contains(&Fault::Liars) {
+            (faulty, lies) = (f, vec![Lie::Collude; f]);
+        }
+        if program == Some(Fault::HalfAcked) && !faults.contains(&Fault::TooMany) && f > 0 {
+            faults.insert(Fault::Liars);
+            lies.fill(Lie::ForgedCertificate);
+        }
+        if hosts < agents + faulty {
+            faults.retain(|fault| !fault.costs_a_holder());
+        }
         let storm_ms = if unscaled { 3 * 3600 * 1000 } else { 12_000 + below(rng, 32_000) };
         Self {
             seed,
@@ -259,8 +377,12 @@ impl Plan {
             canary_s: if unscaled { 1_800 } else { [60, 3_600, 3_600, 3_600][below(rng, 4) as usize] },
             faults,
             faulty,
+            tolerated: f,
             lies,
+            leases: true,
             real_signatures: below(rng, 100) == 0,
+            trace: None,
+            traced: seed.is_multiple_of(TRACED),
         }
     }
 
@@ -276,6 +398,9 @@ impl Plan {
         let dropped: Vec<&str> = drawn.faults.difference(&self.faults).map(|fault| fault.name()).collect();
         if !dropped.is_empty() {
             command += &format!(" --without {}", dropped.join(","));
+        }
+        if let Some(trace) = &self.trace {
+            command += &format!(" --churn {}", trace.file);
         }
         if drawn.storm_ms != self.storm_ms {
             command += &format!(" --storm-ms {}", self.storm_ms);

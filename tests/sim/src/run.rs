@@ -18,12 +18,15 @@ use persona_mesh_proto::Mode;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
+mod program;
+
 use crate::{
     cheat::Cheat,
+    churn::SETS,
     keys::Notary,
-    liar::Liar,
+    liar::{Liar, Story},
     plan::{Fault, Plan, below, stream},
-    world::{CALM, Kind, Net, Observer, World, auditor, notary},
+    world::{CALM, Disk, Kind, Net, Observer, World, auditor, fault::Failing, notary},
 };
 
 /// Reminder: users do something.
@@ -39,6 +42,21 @@ const UNDO: u64 = 10;
 
 /// How long one thing may take once all is well, in microseconds.
 const PATIENCE_US: u64 = 60_000_000;
+
+/// A holder that lost its disk has its shards again after so long, in microseconds.
+const REFILLED_US: u64 = 16_000_000;
+
+/// What was put is on all its holders after so long when nothing is lost, in microseconds.
+const PLACED_US: u64 = 1_500_000;
+
+/// A process whose disk failed is started again after so long, in microseconds.
+const FAILED_DISK_US: u64 = 400_000;
+
+/// Wall clocks that drift are set anew after so long, in milliseconds: by 2 ms or so.
+const DRIFT_STEP_MS: u64 = 4_000;
+
+/// A clock that jumps beyond the allowance is off by up to so much, in milliseconds.
+const JUMP_MS_MAX: u64 = 3_600_000;
 
 /// Violations that one seed reports.
 const VIOLATIONS_MAX: usize = 20;
@@ -66,8 +84,10 @@ pub struct Outcome {
     pub violations: Vec<String>,
     /// What should happen sometimes, and how often it did.
     pub marks: BTreeMap<String, u64>,
-    /// Of all that happened.
-    pub trace: String,
+    /// What was broken, and how often.
+    pub faults: BTreeMap<&'static str, u64>,
+    /// Of all that happened, if the plan is traced.
+    pub trace: Option<String>,
     /// Runs it again.
     pub replay: String,
 }
@@ -131,6 +151,11 @@ enum Asked {
 
 enum Undo {
     Start(usize),
+    Leave(usize),
+    /// A machine is cut off, or no longer.
+    Flap(usize, bool),
+    Room(usize),
+    Clock(usize),
     StartAll,
     Heal,
     Unblock,
@@ -150,6 +175,10 @@ struct Run {
     /// Machines that join later.
     joining: Vec<usize>,
     cheat: Option<Cheat>,
+    /// What was on disks that may go back to it.
+    snapshots: BTreeMap<usize, Disk>,
+    /// When clocks last drifted.
+    drifted_us: u64,
     storm: bool,
     out: Outcome,
 }
@@ -182,17 +211,19 @@ pub fn run(plan: &Plan, mut observers: Vec<Box<dyn Observer>>) -> Outcome {
 impl Run {
     fn new(plan: &Plan, notary: Arc<Notary>, observers: Vec<Box<dyn Observer>>) -> Self {
         let mut world = World::new(plan, notary, observers);
-        let spoils = [Fault::Liars, Fault::LyingSync, Fault::DiskLost, Fault::Rot, Fault::Cheat].into_iter().any(|fault| plan.has(fault));
+        let spoils = plan.faults.iter().any(|fault| fault.costs_a_holder());
+        let lies = plan.has(Fault::Liars) || plan.has(Fault::TooMany);
+        let correct = !plan.faults.iter().any(|fault| fault.breaks_rules());
+        let story = Story::default();
         // Agents live on the first machines, and faults that cost a holder hit the last of those that are there from the beginning.
         let room = plan.hosts - plan.agents;
-        let faulty: Vec<usize> = if spoils { (0..plan.faulty.min(room)).map(|i| plan.hosts - 1 - i).collect() } else { Vec::new() };
+        let most = if plan.has(Fault::TooMany) { plan.faulty } else { plan.faulty.min(plan.tolerated) };
+        let faulty: Vec<usize> = if spoils { (0..most.min(room)).map(|i| plan.hosts - 1 - i).collect() } else { Vec::new() };
         for (i, host) in faulty.iter().enumerate() {
-            world.hosts[*host].correct = false;
-            if plan.has(Fault::Liars)
-                && let Some(lie) = plan.lies.get(i)
-            {
-                let signer = world.signer_of(*host);
-                world.hosts[*host].liar = Some(Liar::new(*lie, signer, stream(plan.seed ^ (i as u64) << 32, "liar")));
+            world.hosts[*host].correct = correct;
+            if let Some(lie) = plan.lies.get(i).filter(|_| lies) {
+                let (signer, rng) = (world.signer_of(*host), stream(plan.seed ^ (i as u64) << 32, "liar"));
+                world.hosts[*host].liar = Some(Liar::new(*lie, signer, story.clone(), rng));
             }
         }
         for host in 0..world.hosts.len() {
@@ -206,6 +237,8 @@ impl Run {
             undo: Vec::new(),
             cheat: plan.has(Fault::Cheat).then(|| faulty.first().map(|host| Cheat::new(*host, plan.seed))).flatten(),
             faulty,
+            snapshots: BTreeMap::new(),
+            drifted_us: 0,
             joining: (plan.hosts..plan.hosts + plan.joining).collect(),
             storm: false,
             out: Outcome { seed: plan.seed, replay: plan.replay(), ..Outcome::default() },
@@ -247,10 +280,12 @@ impl Run {
             sync_us: if has(Fault::SlowDisk) { 1_000_000 } else { CALM.sync_us },
         };
         self.storm = true;
+        self.storm_begins();
         let end_us = self.world.now_us + self.plan.storm_ms * 1000;
         self.world.remind(1000, LOAD);
         self.world.remind(1000, NEMESIS);
-        self.run_to(end_us);
+        self.programs(end_us);
+        self.run_to(end_us.max(self.world.now_us));
     }
 
     /// All faults end; liars go on lying.
@@ -261,7 +296,11 @@ impl Run {
         self.world.blocked.clear();
         for host in 0..self.world.hosts.len() {
             self.world.hosts[host].lying_sync = false;
+            self.world.hosts[host].failing = None;
             self.world.settle(host);
+            if self.plan.has(Fault::Jump) && self.faulty.contains(&host) {
+                self.world.skew(host, 0);
+            }
             if host < self.plan.hosts || !self.joining.contains(&host) {
                 self.world.start(host);
             }
@@ -273,6 +312,10 @@ impl Run {
         self.bring_agents_home();
         self.write_everything();
         self.read_everything();
+        // Whoever lost its disk learns first what it may have promised, and is given its shards then.
+        let lost = self.plan.has(Fault::DiskLost) || self.plan.has(Fault::LostStores);
+        self.wait_us(if lost { REFILLED_US } else { PLACED_US });
+        self.go_away();
         let open: Vec<(u64, usize)> = self.world.open_calls().collect();
         for (call, host) in open {
             let what = self.asked.get(&call).map(|(_, asked)| format!("{asked:?}"));
@@ -321,8 +364,8 @@ impl Run {
         self.wait("everything to be put once more", |run| run.asked.is_empty());
     }
 
-    fn put(&mut self, home: usize, number: usize, document: usize, size: usize) {
-        let must = !self.storm && !self.agents[number].moved;
+    fn put(&mut self, home: usize, number: usize, document: usize, size: usize) -> Option<u64> {
+        let must = !self.storm && !self.agents[number].moved && !self.beyond();
         let agent = &mut self.agents[number];
         let known = &mut agent.documents[document];
         known.begun += 1;
@@ -334,11 +377,12 @@ impl Run {
             name: known.name.clone(),
             class: known.class,
             ttl_ms: Some(known.ttl_ms),
+            renew_for_ms: None,
             level: None,
             require_level: None,
             content,
         };
-        self.ask(home, call, Asked::Put { agent: number, document, number: number_put, must });
+        self.ask(home, call, Asked::Put { agent: number, document, number: number_put, must })
     }
 
     /// Every document that had committed is read by its owner, and by a stranger.
@@ -357,7 +401,7 @@ impl Run {
                 if committed == 0 {
                     continue;
                 }
-                let must = !self.agents[number].moved && !stuck;
+                let must = !self.agents[number].moved && !stuck && !self.beyond();
                 let call = Call::GetSection { agent: self.agents[number].id, name, mode: Mode::Regular };
                 self.ask(home, call, Asked::Get { agent: number, document, committed: if must { committed } else { 0 }, must });
                 let stranger = (home + 1) % self.plan.hosts;
@@ -365,6 +409,25 @@ impl Run {
             }
         }
         self.wait("everything to be read", |run| run.asked.is_empty());
+    }
+
+    /// A host dies for good, and its agent's core-like document lives on: its holders renew it. Only where lifetimes are short enough that this
+    /// takes no time to speak of, and long enough that a silent holder is found out within half of one.
+    fn go_away(&mut self) {
+        let Some(home) = (self.plan.is_left() && !self.agents.is_empty()).then(|| self.live_home(0)).flatten() else { return };
+        let Agent { documents, moved, .. } = &self.agents[0];
+        let Document { key, ttl_ms, committed, stuck, .. } = &documents[0];
+        let (key, ttl_ms, known) = (*key, *ttl_ms, *committed > 0 && !stuck && !moved);
+        self.world.crash(home);
+        for _ in 0..2 {
+            self.wait_us(ttl_ms * 1100);
+            let stranger = (home + 1) % self.plan.hosts;
+            if known {
+                self.fetch(stranger, key, Mode::Regular);
+                self.wait("what its holders kept to be read", |run| run.asked.is_empty());
+                *self.out.marks.entry("read without its owner".into()).or_default() += 1;
+            }
+        }
     }
 
     fn finish(mut self) -> Outcome {
@@ -413,6 +476,9 @@ impl Run {
     }
 
     fn react(&mut self) {
+        for host in std::mem::take(&mut self.world.failed) {
+            self.crash(host, FAILED_DISK_US);
+        }
         while let Some((number, result)) = self.world.cheat_replies.pop_front() {
             if let Some(cheat) = &mut self.cheat {
                 cheat.replied(&mut self.world, number, result);
@@ -455,8 +521,8 @@ impl Run {
 
     // ---- users -----------------------------------------------------------------------------------------------------------------
 
-    fn ask(&mut self, host: usize, call: Call, asked: Asked) -> bool {
-        let Some(id) = self.world.call(host, call) else { return false };
+    fn ask(&mut self, host: usize, call: Call, asked: Asked) -> Option<u64> {
+        let id = self.world.call(host, call)?;
         match &asked {
             Asked::Put { agent, document, .. } => {
                 let key = self.agents[*agent].documents[*document].key.0;
@@ -467,15 +533,24 @@ impl Run {
             _ => {}
         }
         self.asked.insert(id, (host, asked));
-        true
+        Some(id)
     }
 
-    fn fetch(&mut self, host: usize, key: SectionKey, mode: Mode) {
-        let Some(id) = self.world.call(host, Call::Fetch { key, mode }) else { return };
+    fn fetch(&mut self, host: usize, key: SectionKey, mode: Mode) -> Option<u64> {
+        let id = self.world.call(host, Call::Fetch { key, mode })?;
         self.world.tell(What::GetBegins { op: id, machine: host as u32, key: key.0, mode: audit_mode(mode) });
         self.out.gets += 1;
-        let owed = !self.storm && self.is_owed(&key);
+        let owed = !self.storm && !self.beyond() && self.is_owed(&key);
         self.asked.insert(id, (host, Asked::Fetch { section: key, owed }));
+        Some(id)
+    }
+
+    fn certificate(&mut self, host: usize, key: SectionKey) -> Option<u64> {
+        let id = self.world.call(host, Call::Certificate { key })?;
+        self.world.tell(What::GetBegins { op: id, machine: host as u32, key: key.0, mode: AuditMode::Regular });
+        self.out.gets += 1;
+        self.asked.insert(id, (host, Asked::Certificate));
+        Some(id)
     }
 
     /// The machine on which every second get is made.
@@ -514,7 +589,7 @@ impl Run {
             }
             74..80 => {
                 let known = &self.agents[number].documents[document];
-                let committed = if self.agents[number].moved { 0 } else { known.committed };
+                let committed = if self.agents[number].moved || self.beyond() { 0 } else { known.committed };
                 let call = Call::GetSection { agent: self.agents[number].id, name: known.name.clone(), mode: Mode::Regular };
                 self.ask(home, call, Asked::Get { agent: number, document, committed, must: false });
             }
@@ -534,10 +609,7 @@ impl Run {
             }
             93..96 => {
                 let key = self.agents[number].documents[document].key;
-                let Some(id) = self.world.call(somebody, Call::Certificate { key }) else { return };
-                self.world.tell(What::GetBegins { op: id, machine: somebody as u32, key: key.0, mode: AuditMode::Regular });
-                self.out.gets += 1;
-                self.asked.insert(id, (somebody, Asked::Certificate));
+                self.certificate(somebody, key);
             }
             89..93 => {
                 let hosts: Vec<PeerKey> = self.world.hosts.iter().take(self.plan.hosts).map(|host| host.peer).collect();
@@ -701,6 +773,10 @@ impl Run {
             Fault::DiskLost,
             Fault::Rot,
             Fault::Join,
+            Fault::BadDisk,
+            Fault::Rollback,
+            Fault::Jump,
+            Fault::Flap,
         ];
         let fault = able[below(&mut self.nemesis, able.len() as u64) as usize];
         // Drawn whether or not the fault is enabled: dropping one leaves the others as they were.
@@ -708,9 +784,11 @@ impl Run {
         let (victim, other, dice) = (below(&mut self.nemesis, hosts) as usize, below(&mut self.nemesis, hosts) as usize, self.dice());
         let pause = spread(&mut self.nemesis, 10_000);
         let side: Vec<bool> = (0..hosts).map(|_| below(&mut self.nemesis, 2) == 0).collect();
+        self.drift();
         if !self.plan.has(fault) {
             return;
         }
+        self.did(fault);
         let spoiled = self.faulty.get((dice % self.faulty.len().max(1) as u64) as usize).copied();
         match fault {
             Fault::Cut => {
@@ -730,7 +808,7 @@ impl Run {
                 self.later(pause, Undo::Heal);
             }
             Fault::Block => {
-                let kind = Kind::ALL[(dice % 6) as usize];
+                let kind = Kind::ALL[(dice % 7) as usize];
                 for (to, hit) in side.iter().enumerate() {
                     if *hit && to != victim {
                         self.world.blocked.insert((victim, to, kind));
@@ -774,6 +852,36 @@ impl Run {
                     self.world.rot(host, dice);
                 }
             }
+            Fault::BadDisk => {
+                self.world.hosts[victim].failing = Some(if dice % 2 == 0 { Failing::Sync } else { Failing::Full });
+                self.later(pause, Undo::Room(victim));
+            }
+            Fault::Rollback => {
+                if let Some(host) = spoiled {
+                    match self.snapshots.remove(&host).filter(|_| dice % 3 > 0) {
+                        Some(disk) => {
+                            self.crash_now(host);
+                            self.world.roll_back(host, disk);
+                            self.later(pause / 4 + 1, Undo::Start(host));
+                        }
+                        None => drop(self.snapshots.insert(host, self.world.snapshot(host))),
+                    }
+                }
+            }
+            Fault::Jump => {
+                if let Some(host) = spoiled {
+                    let off_ms = (11_000 + dice % JUMP_MS_MAX) as i64;
+                    self.world.skew(host, if dice % 2 == 0 { off_ms } else { -off_ms });
+                    self.later(pause, Undo::Clock(host));
+                }
+            }
+            Fault::Flap => {
+                let period = 20_000 + dice % 400_000;
+                for turn in 0..(pause / period).min(24) {
+                    self.later(turn * period, Undo::Flap(victim, turn % 2 == 0));
+                }
+                self.later(pause.max(24 * period), Undo::Flap(victim, false));
+            }
             Fault::Join => {
                 if let Some(host) = self.joining.pop() {
                     self.world.start(host);
@@ -782,6 +890,79 @@ impl Run {
             _ => {}
         }
         let _ = other;
+    }
+
+    /// What lasts for a whole storm begins with it.
+    fn storm_begins(&mut self) {
+        for fault in self.plan.faults.clone().into_iter().filter(|fault| fault.lasts()) {
+            self.did(fault);
+        }
+        let mut rng = stream(self.plan.seed, "storm");
+        for host in 0..self.world.hosts.len() {
+            if let Some(liar) = self.world.hosts[host].liar.as_mut() {
+                liar.begin();
+            }
+            let ppm = below(&mut rng, 1_001) as i64 - 500;
+            if self.plan.has(Fault::Drift) {
+                self.world.hosts[host].drift_ppm = ppm;
+            }
+        }
+        self.drifted_us = self.world.now_us;
+        if self.plan.has(Fault::Churn) {
+            let machines = self.plan.hosts;
+            let set = SETS[below(&mut rng, SETS.len() as u64) as usize];
+            let changes = self.plan.trace.as_ref().map_or_else(|| set.draw(machines, &mut rng), |trace| trace.of(machines));
+            for change in changes {
+                let after_us = (change.at * self.plan.storm_ms as f64 * 1000.0) as u64;
+                self.later(after_us, if change.up { Undo::Start(change.machine) } else { Undo::Leave(change.machine) });
+            }
+        }
+        let Some(spoiled) = self.faulty.first().copied() else { return };
+        if self.plan.has(Fault::Mangle) {
+            self.world.set_mangler(spoiled, stream(self.plan.seed, "mangle"));
+        }
+        if self.plan.has(Fault::Twins) {
+            let twin = self.world.add_twin(spoiled);
+            self.world.start(twin);
+        }
+    }
+
+    /// Wall clocks have gone on at their own pace since this was last called: as far as whoever keeps them right lets them.
+    fn drift(&mut self) {
+        let passed_ms = (self.world.now_us - self.drifted_us) / 1000;
+        if !self.plan.has(Fault::Drift) || passed_ms < DRIFT_STEP_MS {
+            return;
+        }
+        self.drifted_us = self.world.now_us;
+        for host in 0..self.world.hosts.len() {
+            let gained_ms = passed_ms as i64 * self.world.hosts[host].drift_ppm / 1_000_000;
+            let off_ms = self.world.hosts[host].ahead_ms;
+            if gained_ms != 0 && off_ms.abs() <= 950 {
+                self.world.skew(host, (off_ms + gained_ms).clamp(-950, 950));
+            }
+        }
+    }
+
+    fn did(&mut self, fault: Fault) {
+        *self.out.faults.entry(fault.name()).or_default() += 1;
+    }
+
+    /// More than `f` lie, so that little is promised.
+    fn beyond(&self) -> bool {
+        self.plan.has(Fault::TooMany)
+    }
+
+    fn flap(&mut self, host: usize, off: bool) {
+        for other in (0..self.world.hosts.len()).filter(|other| *other != host) {
+            for pair in [(host, other), (other, host)] {
+                if off {
+                    self.world.deaf_pairs.insert(pair);
+                } else {
+                    self.world.deaf_pairs.remove(&pair);
+                }
+            }
+        }
+        self.world.meet();
     }
 
     fn dice(&mut self) -> u64 {
@@ -818,6 +999,10 @@ impl Run {
     fn undo(&mut self, undo: Undo) {
         match undo {
             Undo::Start(host) => self.world.start(host),
+            Undo::Leave(host) => self.crash_now(host),
+            Undo::Flap(host, off) => self.flap(host, off),
+            Undo::Room(host) => self.world.hosts[host].failing = None,
+            Undo::Clock(host) => self.world.skew(host, 0),
             Undo::StartAll => {
                 for host in 0..self.plan.hosts {
                     self.world.start(host);

@@ -13,7 +13,7 @@ use persona_mesh_proto::Mode;
 use serde::Serialize;
 
 use crate::{
-    churn::Churn,
+    lives::Churn,
     plan::{Plan, below, stream},
     plot::{self, Line, Look, Panel},
     world::{World, notary},
@@ -31,7 +31,7 @@ const POINTS: usize = 60;
 /// How long a plot with an owner goes on, in lifetimes.
 const LIFETIMES_SHOWN: f64 = 3.0;
 
-/// Who keeps a section alive. Leases have their place here: holders that renew among themselves are a third kind of keeper.
+/// Who keeps a section alive. Leases are switched off in what is run: holders that renew among themselves would be a third keeper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Keeper {
@@ -216,7 +216,7 @@ pub fn draw_all(sections: u64, seed: u64) -> (Vec<Row>, Vec<(Class, String)>) {
     let mut plots = Vec::new();
     for kind in kinds() {
         let mut panels = Vec::new();
-        for churn in crate::churn::SETS {
+        for churn in crate::lives::SETS {
             let mut rng = stream(seed, &format!("{} {}", kind.class.name(), churn.name));
             let end_s = kind.ttl_s * LIFETIMES_SHOWN;
             let alone = draw(&kind, &churn, Keeper::Nobody, sections, kind.ttl_s, false, &mut rng);
@@ -420,7 +420,9 @@ fn real_mesh(churn: &Churn, keeper: Keeper, seed: u64) -> Result<[[u64; 3]; ASKE
         faults: Default::default(),
         faulty: 0,
         lies: Vec::new(),
+        tolerated: 0,
         real_signatures: false,
+        leases: false,
         ..Plan::of(seed)
     };
     let mut world = World::new(&plan, notary(&plan), Vec::new());

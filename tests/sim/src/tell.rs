@@ -39,7 +39,9 @@ fn key_of(request: &Request) -> Option<[u8; 32]> {
     let of = |wire: &persona_fragments::manifest::ManifestWire| SignedManifest::trusted(wire.clone()).ok().map(|manifest| manifest.key.0);
     match request {
         Request::Prepare { manifest, .. } => of(manifest),
-        Request::Commit { head } => of(&head.manifest),
+        Request::Commit { head } | Request::Renew { head, .. } | Request::Handover { head, .. } | Request::Take { head, .. } => {
+            of(&head.manifest)
+        }
         Request::Head { key, .. } | Request::Shard { key, .. } | Request::Recall { key, .. } => Some(key.0),
         Request::Never { manifest, .. } => of(manifest),
         Request::Abort { aborted } => of(&aborted.manifest),
@@ -60,6 +62,9 @@ fn told(request: &Request) -> String {
         Request::Recall { .. } => "RECALL".into(),
         Request::Never { manifest, .. } => format!("NEVER {}", version(manifest)),
         Request::Abort { aborted } => format!("ABORT {}", version(&aborted.manifest)),
+        Request::Renew { head, replaced, .. } => format!("RENEW {} replacing {}", version(&head.manifest), replaced.len()),
+        Request::Handover { head, link, .. } => format!("HANDOVER {} replacing {}", version(&head.manifest), link.replaced.len()),
+        Request::Take { head, index, .. } => format!("TAKE {} {index}", version(&head.manifest)),
     }
 }
 

@@ -29,6 +29,10 @@ use crate::{
     plan::{Plan, below, stream},
 };
 
+pub mod fault;
+
+use fault::{Failing, Mangler};
+
 /// Wall-clock time at which every world begins, in milliseconds since the Unix epoch.
 pub const BEGINNING_MS: u64 = 1_700_000_000_000;
 
@@ -37,6 +41,12 @@ const LOOKUP_PEERS_MAX: usize = 20;
 
 /// Requests from this number on are a cheat's, not a node's.
 const CHEAT: u64 = 1 << 40;
+
+/// Of a thousand requests that are blocked, so many are held up instead of lost.
+const HELD_UP_PERMILLE: u64 = 250;
+
+/// For how long they are, in microseconds: at least and at most.
+const HELD_UP_US: (u64, u64) = (2_000_000, 9_000_000);
 
 /// A node may ask for so many ticks at one instant before that counts as spinning.
 const IDLE_TICKS_MAX: u32 = 10;
@@ -100,11 +110,13 @@ pub enum Kind {
     Recall,
     /// `Never` and `Abort`.
     Never,
+    /// `Renew`, `Handover` and `Take`.
+    Renew,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 6] = [Self::Prepare, Self::Commit, Self::Head, Self::Shard, Self::Recall, Self::Never];
+    pub const ALL: [Self; 7] = [Self::Prepare, Self::Commit, Self::Head, Self::Shard, Self::Recall, Self::Never, Self::Renew];
 
     fn of(request: &Request) -> Self {
         match request {
@@ -114,6 +126,7 @@ impl Kind {
             Request::Shard { .. } => Self::Shard,
             Request::Recall { .. } => Self::Recall,
             Request::Never { .. } | Request::Abort { .. } => Self::Never,
+            Request::Renew { .. } | Request::Handover { .. } | Request::Take { .. } => Self::Renew,
         }
     }
 }
@@ -184,9 +197,50 @@ pub struct Host {
     pub liar: Option<Liar>,
     /// Whether anything may be asked of it.
     pub correct: bool,
+    /// How its disk fails.
+    pub failing: Option<Failing>,
+    /// By how many millionths its clocks run fast.
+    pub drift_ppm: i64,
+    /// Another machine with its key.
+    twin: Option<usize>,
+    /// It has another machine's key, by which that one is known to the others.
+    is_twin: bool,
 }
 
 impl Host {
+    fn new(secret: [u8; 32], peer: PeerKey) -> Self {
+        Self {
+            secret,
+            peer,
+            node: None,
+            life: 0,
+            disk: Disk::new(),
+            unsynced: VecDeque::new(),
+            syncing: 0,
+            owed: VecDeque::new(),
+            lying_sync: false,
+            keystore: Vec::new(),
+            importing: BTreeMap::new(),
+            ahead_ms: 0,
+            asleep_until_us: 0,
+            connected: BTreeSet::new(),
+            next_tick_us: None,
+            idle_ticks: 0,
+            next_inbound: 0,
+            liar: None,
+            correct: true,
+            failing: None,
+            drift_ppm: 0,
+            twin: None,
+            is_twin: false,
+        }
+    }
+
+    /// Whether agents live on it, or are on their way to it.
+    pub fn has_agents(&self) -> bool {
+        !self.keystore.is_empty() || !self.importing.is_empty()
+    }
+
     /// Whether its process runs.
     pub fn up(&self) -> bool {
         self.node.is_some()
@@ -271,6 +325,8 @@ pub struct World {
     pub came: Vec<(OwnerKey, usize)>,
     /// Answers to what a cheat asked, by the number that it gave.
     pub cheat_replies: VecDeque<(u64, Result<Vec<u8>, RequestError>)>,
+    /// Machines whose disks failed: their processes stop now.
+    pub failed: Vec<usize>,
     /// Panics, spins, double answers: what no node may do.
     pub broken: Vec<String>,
     rng: ChaCha8Rng,
@@ -290,7 +346,9 @@ pub struct World {
     calls: u64,
     open_calls: BTreeMap<u64, usize>,
     observers: Vec<Box<dyn Observer>>,
-    trace: blake3::Hasher,
+    mangler: Option<Mangler>,
+    /// Of all that happened, if this run is to be compared with another one of the same seed.
+    trace: Option<blake3::Hasher>,
 }
 
 /// The configuration of a plan's nodes.
@@ -300,6 +358,9 @@ fn config_of(plan: &Plan) -> Config {
         // A life shorter than the allowance for clocks would only be a refresh every instant.
         spec.ttl = (spec.ttl / plan.ttl_divisor).max(Duration::from_secs(6));
         spec.level = plan.level;
+        if !plan.leases {
+            spec.renew_for = Duration::ZERO;
+        }
     };
     let Classes { core, relationship, active, document } = &mut config.classes;
     [core, relationship, active, document].into_iter().for_each(scale);
@@ -321,6 +382,7 @@ impl World {
             reminders: VecDeque::new(),
             came: Vec::new(),
             cheat_replies: VecDeque::new(),
+            failed: Vec::new(),
             broken: Vec::new(),
             rng: stream(plan.seed, "world"),
             queue: BTreeMap::new(),
@@ -336,7 +398,8 @@ impl World {
             calls: 0,
             open_calls: BTreeMap::new(),
             observers,
-            trace: blake3::Hasher::new(),
+            mangler: None,
+            trace: plan.traced.then(blake3::Hasher::new),
             config,
         };
         world.tell(What::Begins {
@@ -347,27 +410,7 @@ impl World {
         for secret in secrets {
             let peer = PeerKey(signer(secret, plan.real_signatures).public_key());
             world.by_peer.insert(peer, world.hosts.len());
-            world.hosts.push(Host {
-                secret,
-                peer,
-                node: None,
-                life: 0,
-                disk: Disk::new(),
-                unsynced: VecDeque::new(),
-                syncing: 0,
-                owed: VecDeque::new(),
-                lying_sync: false,
-                keystore: Vec::new(),
-                importing: BTreeMap::new(),
-                ahead_ms: 0,
-                asleep_until_us: 0,
-                connected: BTreeSet::new(),
-                next_tick_us: None,
-                idle_ticks: 0,
-                next_inbound: 0,
-                liar: None,
-                correct: true,
-            });
+            world.hosts.push(Host::new(secret, peer));
         }
         world
     }
@@ -398,12 +441,14 @@ impl World {
 
     /// Adds to the hash of all that happened.
     fn trace(&mut self, kind: u8, host: usize, bytes: &[u8]) {
-        self.trace.update(&self.now_us.to_le_bytes()).update(&[kind]).update(&(host as u32).to_le_bytes()).update(bytes);
+        if let Some(trace) = &mut self.trace {
+            trace.update(&self.now_us.to_le_bytes()).update(&[kind]).update(&(host as u32).to_le_bytes()).update(bytes);
+        }
     }
 
-    /// The hash of all that happened: equal for two runs of one seed.
-    pub fn trace_hash(&self) -> String {
-        self.trace.finalize().to_hex()[..16].to_owned()
+    /// The hash of all that happened: equal for two runs of one seed. Nothing if nobody compares.
+    pub fn trace_hash(&self) -> Option<String> {
+        Some(self.trace.as_ref()?.finalize().to_hex()[..16].to_owned())
     }
 
     /// The observers, when all is over.
@@ -435,7 +480,9 @@ impl World {
     /// What a machine's clocks show.
     pub fn clock(&self, host: usize) -> Now {
         let ideal_ms = BEGINNING_MS + self.now_us / 1000;
-        Now { wall_ms: ideal_ms.saturating_add_signed(self.hosts[host].ahead_ms), mono_us: self.now_us }
+        let Host { ahead_ms, drift_ppm, .. } = self.hosts[host];
+        let drifted_us = (self.now_us / 1000) as i64 * drift_ppm / 1000;
+        Now { wall_ms: ideal_ms.saturating_add_signed(ahead_ms), mono_us: self.now_us.saturating_add_signed(drifted_us) }
     }
 
     /// Sets a machine's wall clock.
@@ -458,12 +505,12 @@ impl World {
         let mut seed = [0; 32];
         rand_core::Rng::fill_bytes(&mut self.rng, &mut seed);
         let verifier: Arc<dyn Verifier> = self.notary.clone();
-        let signer = self.signer_of(host);
+        let (signer, owner_signer) = (self.signer_of(host), self.notary.owner_signer(self.real_signatures));
         let machine = &mut self.hosts[host];
         if machine.node.is_some() {
             return;
         }
-        let keys = NodeKeys { signer, verifier, secret: Zeroizing::new(machine.secret) };
+        let keys = NodeKeys { signer, verifier, secret: Zeroizing::new(machine.secret), owner_signer };
         let mut node = Node::new(keys, self.config.clone(), seed, now);
         let mut broken = Vec::new();
         for ((table, key), value) in &machine.disk {
@@ -565,7 +612,8 @@ impl World {
                 self.hosts[host].connected.clear();
                 continue;
             }
-            let both = |other: &usize| *other != host && self.hears(host, *other) && self.hears(*other, host);
+            let both =
+                |other: &usize| *other != host && !self.hosts[*other].is_twin && self.hears(host, *other) && self.hears(*other, host);
             let after: BTreeSet<usize> = (0..self.hosts.len()).filter(both).collect();
             let before = std::mem::replace(&mut self.hosts[host].connected, after.clone());
             for other in before.difference(&after) {
@@ -603,8 +651,8 @@ impl World {
         }
         let tick = matches!(input, Input::Tick);
         let outputs = node.handle(input, now);
-        let busy = tick && outputs.is_empty() && node.deadline() <= now.mono_us;
         let deadline = node.deadline();
+        let busy = tick && outputs.is_empty() && deadline <= now.mono_us;
         let machine = &mut self.hosts[host];
         machine.idle_ticks = if busy { machine.idle_ticks + 1 } else { 0 };
         if machine.idle_ticks == IDLE_TICKS_MAX {
@@ -613,7 +661,7 @@ impl World {
         for output in outputs {
             self.carry_out(host, output);
         }
-        let at = deadline.max(self.now_us + 1);
+        let at = self.now_us.saturating_add(deadline.saturating_sub(now.mono_us).max(1));
         if at < u64::MAX && self.hosts[host].next_tick_us.is_none_or(|known| at < known || known <= self.now_us) {
             self.hosts[host].next_tick_us = Some(at);
             self.schedule(at - self.now_us, Event::Tick { host, life });
@@ -653,6 +701,7 @@ impl World {
                 self.schedule(100, Event::Input { host, life, input: Input::Published { id, result } });
                 let digest = Sha256::digest(&data).into();
                 self.heard.entry(digest).or_default().insert(host);
+                self.mangle_gossip(topic, &data);
                 if !lonely {
                     self.flood(host, digest, topic, &Arc::new(data));
                 }
@@ -710,6 +759,7 @@ impl World {
         let unreachable = Event::Response { asker, number: None, result: Err(RequestError::Unreachable) };
         self.schedule(timeout_ms * 1000, unreachable);
         let Some(&host) = self.by_peer.get(&to) else { return };
+        let host = self.which_twin(host);
         if !self.hears(from, host) {
             // A machine that is there refuses at once; a cut wire says nothing.
             if !self.deaf_pairs.contains(&(from, host)) {
@@ -722,9 +772,15 @@ impl World {
             && let Ok(asked) = RequestFrame::from_bytes(&frame)
             && asked.requests.iter().any(|request| self.blocked.contains(&(from, host, Kind::of(request))))
         {
+            // Some are lost, and some come when nobody waits for them any more.
+            if self.chance(HELD_UP_PERMILLE) {
+                let after = HELD_UP_US.0 + below(&mut self.rng, HELD_UP_US.1 - HELD_UP_US.0);
+                self.schedule(after, Event::Frame { host, asker, frame: Arc::new(frame) });
+            }
             return;
         }
         let frame = Arc::new(frame);
+        self.mangle_request(host, &frame);
         if !self.chance(self.net.lost_permille) {
             let after = self.delay();
             self.schedule(after, Event::Frame { host, asker, frame: frame.clone() });
@@ -768,7 +824,8 @@ impl World {
             self.tell(What::Answered { frame: asker.number, from: host as u32, bytes: frame.clone() });
         }
         if self.hears(host, asker.host) && !self.chance(self.net.lost_permille) {
-            let after = self.delay();
+            let late_us = self.hosts[host].liar.as_ref().map_or(0, Liar::late_us);
+            let after = self.delay() + late_us;
             self.schedule(after, Event::Response { asker, number: Some(asker.number), result: Ok(frame) });
         }
     }
@@ -791,7 +848,11 @@ impl World {
         let mut peers: Vec<([u8; 32], PeerKey)> = Vec::new();
         for other in 0..self.hosts.len() {
             let dead = !self.hears(host, other);
-            if other == host || dead && !(self.net.stale_lookups && self.hosts[other].life > 0) || self.chance(self.net.missed_permille) {
+            if other == host
+                || self.hosts[other].is_twin
+                || dead && !(self.net.stale_lookups && self.hosts[other].life > 0)
+                || self.chance(self.net.missed_permille)
+            {
                 continue;
             }
             let peer = self.hosts[other].peer;
@@ -817,6 +878,9 @@ impl World {
     }
 
     fn synced(&mut self, host: usize, batches: usize) {
+        if self.fails(host) {
+            return;
+        }
         let drained: Vec<(PersistId, Vec<Write>)> = self.hosts[host].unsynced.drain(..batches).collect();
         let (ids, writes): (Vec<PersistId>, Vec<Vec<Write>>) = drained.into_iter().unzip();
         if self.hosts[host].lying_sync {
@@ -859,7 +923,7 @@ impl World {
 
     /// Lets everything happen until `until_us`, a call is answered, or a reminder is due. Returns whether something came first.
     pub fn run_until(&mut self, until_us: u64) -> bool {
-        while self.replies.is_empty() && self.reminders.is_empty() && self.cheat_replies.is_empty() {
+        while self.replies.is_empty() && self.reminders.is_empty() && self.cheat_replies.is_empty() && self.failed.is_empty() {
             let Some(entry) = self.queue.first_entry().filter(|entry| entry.key().0 <= until_us) else {
                 self.now_us = until_us;
                 return false;

@@ -37,7 +37,7 @@ impl Holder {
             return Err(refused(Refusal::BadOrder));
         }
         self.compare(&manifest, out);
-        self.in_time(&manifest, now)?;
+        self.manifest_in_time(&manifest, now)?;
         let (key, version) = (manifest.key, manifest.version);
         if let Some(section) = self.sections.get(&key) {
             if let Some(head) = section.head.as_ref().filter(|head| head.head.manifest.version >= version) {
@@ -107,7 +107,7 @@ impl Holder {
             None => {}
         }
         let known = section.and_then(|section| section.floors.get(&version)).is_some_and(|floor| floor.why != Why::Learnt);
-        let mine = manifest.holders.contains(&self.me) && self.in_time(&manifest, now).is_ok();
+        let mine = manifest.holders.contains(&self.me) && self.manifest_in_time(&manifest, now).is_ok();
         if known || !mine || self.room_to_give_up(&key).is_err() {
             return Err(Response::Aborted);
         }

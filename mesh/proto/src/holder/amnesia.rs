@@ -5,9 +5,17 @@
 
 use std::collections::BTreeMap;
 
-use persona_fragments::{CertifiedHead, SectionKey, SignedManifest, manifest::TTL_MS_MAX, wire};
+use persona_fragments::{
+    CertifiedHead, SectionKey, SignedManifest,
+    manifest::TTL_MS_MAX,
+    mutants::{self, Mutant},
+    wire,
+};
 
-use super::{Fence, Floor, Holder, HolderOut, Life, Rank, Then, Why, clock_allowance_ms, expiry_ms, host, prepared_key, rank};
+use super::{
+    Fence, Floor, Holder, HolderOut, Life, Rank, Then, Why, clock_allowance_ms, expiry_ms, head_rank, host, lease::is_lease_key,
+    prepared_key,
+};
 use crate::{
     get::GET_MS_MAX,
     message::Response,
@@ -101,6 +109,9 @@ impl Try {
 impl Amnesia {
     /// Takes in one row; `None`: not one of these.
     pub(super) fn load(&mut self, key: &[u8], since_ms: u64, now: Now) -> Option<()> {
+        if key == MARK_KEY && mutants::on(Mutant::ForgetLoss) {
+            return Some(());
+        }
         if key == MARK_KEY {
             let left_ms = |end_ms: u64| end_ms.saturating_sub(now.wall_ms);
             let at_us = |left_ms: u64| now.mono_us.saturating_add(left_ms.saturating_mul(1000));
@@ -157,7 +168,7 @@ impl Amnesia {
 impl Holder {
     /// Whether a row of [`Table::Meta`] is a holder's, and to be loaded.
     pub fn is_meta(key: &[u8]) -> bool {
-        key == MARK_KEY || key.len() == 1 + 32 && key[0] == RECOVERED_PREFIX
+        key == MARK_KEY || key.len() == 1 + 32 && key[0] == RECOVERED_PREFIX || is_lease_key(key)
     }
 
     /// Whether this node lost its store and does not know yet what it may say of the section.
@@ -218,7 +229,7 @@ impl Holder {
         let known = self.sections.get(key).and_then(|section| section.head.as_ref()).map(|head| Box::new(head.head.clone()));
         let attempt = tries.entry(*key).or_insert(Try { began_us: None, ended_us: None, shown: None });
         attempt.began_us = Some(now.mono_us);
-        attempt.shown = attempt.shown.max(known.as_ref().map(|head| rank(&head.manifest)));
+        attempt.shown = attempt.shown.max(known.as_ref().map(|head| head_rank(head)));
         out.push(HolderOut::Recover { key: *key, known, asked: asked.cloned().map(Box::new) });
     }
 
@@ -234,9 +245,9 @@ impl Holder {
             Recovered::Beyond(recollection) => (true, false, recollection),
             Recovered::Unknown(recollection) => (false, false, recollection),
         };
-        let Recollection { head, prepared, fence } = *recollection;
+        let Recollection { head, prepared, fence, handed } = *recollection;
         let last_ms = |head: &CertifiedHead| now.wall_ms.saturating_add(clock_allowance_ms(head.manifest.class));
-        if head.as_ref().is_some_and(|head| head.manifest.issued_at_ms > last_ms(head)) {
+        if head.as_ref().is_some_and(|head| head.renewed_at_ms() > last_ms(head)) {
             return out; // from the future: nobody may be led there
         }
         if !self.sections.contains_key(key) && self.sections.len() >= self.limits.sections_max {
@@ -258,26 +269,29 @@ impl Holder {
                 }
             }
         }
-        let before = self.sections.get(key).and_then(|section| section.heads().map(|head| rank(&head.head.manifest)).max());
-        let higher = head.filter(|_| quorum || beyond).filter(|head| before < Some(rank(&head.manifest)));
+        let before = self.sections.get(key).and_then(|section| section.heads().map(|head| head_rank(&head.head)).max());
+        let higher = head.filter(|_| quorum || beyond).filter(|head| before < Some(head_rank(head)));
         let staged = higher.map(|head| {
-            let life = Life::of(&head.manifest, now.wall_ms, now);
-            let (staged, write) = self.new_head(head, life, now);
-            writes.push(write);
+            let life = Life::of_head(&head, now.wall_ms, now);
+            let (staged, more) = self.new_head(head, life, now);
+            writes.extend(more);
             staged
         });
         let section = self.sections.entry(*key).or_default();
-        let best = section.heads().chain(&staged).max_by_key(|head| rank(&head.head.manifest)).map(|head| head.head.manifest.clone());
+        let best = section.heads().chain(&staged).max_by_key(|head| head_rank(&head.head)).map(|head| head.head.clone());
         for manifest in prepared {
             let (version, until_ms) = (manifest.version, expiry_ms(&manifest));
-            let above = best.as_ref().is_none_or(|best| best.version < version) && now.wall_ms < until_ms;
+            let above = best.as_ref().is_none_or(|best| best.manifest.version < version) && now.wall_ms < until_ms;
             if above && !section.versions.contains_key(&version) && !section.floors.contains_key(&version) {
                 let floor = Floor::new(manifest.hash(), until_ms, Why::Learnt);
                 writes.push(Write::set(Table::Prepared, prepared_key(key, &version), wire::encode(&floor.record())));
                 section.floors.insert(version, floor);
             }
         }
-        let since = best.is_some_and(|best| !self.may_have_seen(&best));
+        if let Some(best) = best.as_ref().filter(|_| quorum || beyond) {
+            writes.extend(self.learn_handed(best, handed));
+        }
+        let since = best.is_some_and(|best| !self.may_have_seen(&best.manifest));
         let recovered = fenced && (quorum || beyond && since) && self.room_for_recovered(key, &mut writes);
         if recovered {
             writes.push(Write::set(Table::Meta, recovered_key(key), wire::encode(&since_ms)));

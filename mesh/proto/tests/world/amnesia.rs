@@ -459,7 +459,7 @@ fn no_recovery_begins_while_what_it_said_before_may_still_be_counted() {
     let manifest = crash_writer_after(&mut world, &mut ada, &set, &[0, 1, 2], b"two");
     world.nodes[0].lie = Some(Lie::Stale);
     let acks = (0..3).map(|node| answer(&mut world, node, &ada).prepared.remove(0).ack).collect();
-    let head = CertifiedHead { manifest, certificate: Certificate { acks } };
+    let head = CertifiedHead { manifest, certificate: Certificate { acks }, lease: None };
     let commit = Request::Commit { head: head.to_wire() };
     assert_eq!(world.tell(1, commit.clone()), Response::Committed);
     world.lose_store(1);

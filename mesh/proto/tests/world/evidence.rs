@@ -42,7 +42,8 @@ fn a_holder_that_is_shown_a_second_manifest_tells_of_both() {
         let (mut world, ada, other, proof) = twins(committed);
         let manifest = &other.manifest;
         let acks = out_of_thin_air(&world, manifest, persona_fragments::AckKind::Ack);
-        let head = CertifiedHead { manifest: manifest.clone(), certificate: Certificate::assemble(manifest, &acks).expect("acks") };
+        let head =
+            CertifiedHead { manifest: manifest.clone(), certificate: Certificate::assemble(manifest, &acks).expect("acks"), lease: None };
         let nevers = out_of_thin_air(&world, manifest, persona_fragments::AckKind::Never);
         let aborted = persona_fragments::AbortedVersion::assemble(manifest, &nevers).expect("promises");
         let never = Request::Never { manifest: manifest.wire().clone(), index: 0, order: manifest.order_never(&ada.signer) };
@@ -91,7 +92,7 @@ fn a_reader_that_sees_two_certified_manifests_of_one_version_prefers_one_and_kee
     let (mut world, ada, other, proof) = twins(false);
     let known = out_of_thin_air(&world, &other.manifest, persona_fragments::AckKind::Ack);
     let certificate = Certificate::assemble(&other.manifest, &known).expect("acks");
-    let known = Some(CertifiedHead { manifest: other.manifest.clone(), certificate });
+    let known = Some(CertifiedHead { manifest: other.manifest.clone(), certificate, lease: None });
     let task = world.start_get(GetTask { known, want_content: false, ..world.get_task(&ada, Mode::Regular) });
     world.run_until_ended(task);
     let Machine::Get(get) = &mut world.tasks[task].machine else { unreachable!("a get") };

@@ -6,6 +6,7 @@
 mod abort;
 mod amnesia;
 mod evidence;
+mod leases;
 mod random;
 mod scenarios;
 
@@ -20,11 +21,11 @@ use persona_fragments::{
     sign_batch,
 };
 use persona_mesh_proto::{
-    CallId, Get, GetError, GetOut, GetTask, GetValue, Holder, HolderLimits, HolderOut, Mode, Now, PersistId, Put, PutError, PutOut,
-    PutReceipt, PutTask, Recover, RecoverOut, RecoverTask, Reply, Request, Response, Settle, SettleOut, SettleTask, Settled, Table, Tag,
-    Timing, Write,
+    CallId, Candidate, Get, GetError, GetOut, GetTask, GetValue, Holder, HolderLimits, HolderOut, Mode, Now, PersistId, Put, PutError,
+    PutOut, PutReceipt, PutTask, Recover, RecoverOut, RecoverTask, Renewal, RenewalOut, RenewalTask, Renewed, Reply, Request, Response,
+    Settle, SettleOut, SettleTask, Settled, Table, Tag, Timing, Write,
     holder::lost_store_mark,
-    message::{HeadAnswer, RecallAnswer},
+    message::{HandedSet, HeadAnswer, RecallAnswer},
 };
 use rand_core::{Rng, SeedableRng};
 use sha2::{Digest as _, Sha256};
@@ -82,6 +83,8 @@ enum Lie {
     Forge,
     /// Says that it has lost its store and knows nothing yet.
     Recovering,
+    /// Confirms, and names a holder set that never was.
+    Name,
 }
 
 const LIES: [Lie; 8] = [Lie::AckWithoutStoring, Lie::Stale, Lie::Deny, Lie::Corrupt, Lie::Babble, Lie::BadAck, Lie::Forge, Lie::Recovering];
@@ -109,6 +112,8 @@ enum Machine {
     Settle(Box<Settle>),
     /// Of one node's holder, in one of its lives.
     Recover(Box<Recover>, usize, u64, SectionKey),
+    /// Led by one node, in one of its lives.
+    Renewal(Box<Renewal>, usize, u64),
 }
 
 struct Task {
@@ -120,6 +125,9 @@ struct Task {
     put: Option<Result<PutReceipt, PutError>>,
     get: Option<Result<GetValue, GetError>>,
     settled: Option<Settled>,
+    renewed: Option<Renewed>,
+    /// Of a get: hand their shards to these holders when it is done.
+    repairs: Vec<u8>,
     placed: u8,
     /// The client died: nobody carries out what the machine wants.
     abandoned: bool,
@@ -133,6 +141,7 @@ enum Event {
     Synced { node: usize, life: u64 },
     TaskTick { task: usize },
     HolderTick { node: usize, life: u64 },
+    Probed { node: usize, life: u64, peer: PeerKey },
 }
 
 /// How messages travel.
@@ -166,6 +175,11 @@ struct World {
     limits: HolderLimits,
     /// How many nodes, at most, each recovery cannot talk to.
     recoveries_blocked: u64,
+    /// How many nodes, at most, each renewal cannot talk to.
+    renewals_blocked: u64,
+    /// Nobody leads a renewal: the test does it.
+    no_leaders: bool,
+    holder_tick_us: u64,
     sync_us: u64,
     sent: Vec<Sent>,
     /// Which manifest each honest node acked for a version.
@@ -184,10 +198,14 @@ struct Owner {
     class: Class,
     level: u8,
     ttl_ms: u64,
+    /// How long its holders may renew what it writes; 0: not at all.
+    renew_ms: u64,
     term: u64,
     device: DeviceId,
     seq: u64,
     older: Vec<OlderSet>,
+    /// A set that may still be read found no room: until then nothing is known to have reached all.
+    forgot_until_ms: u64,
     last: Option<SignedManifest>,
 }
 
@@ -202,7 +220,17 @@ impl Owner {
 
     /// Another section, or another host, of the same owner.
     fn also(&self, name: &str, class: Class, term: u64, device: u8) -> Self {
-        Self { name: name.into(), class, term, device: DeviceId([device; 32]), seq: 0, older: Vec::new(), last: None, ..self.clone() }
+        Self {
+            name: name.into(),
+            class,
+            term,
+            device: DeviceId([device; 32]),
+            seq: 0,
+            older: Vec::new(),
+            forgot_until_ms: 0,
+            last: None,
+            ..self.clone()
+        }
     }
 
     fn next_version(&mut self) -> Version {
@@ -230,7 +258,7 @@ impl Owner {
         let shape = Shape::for_level(self.level, holders.len()).expect("holders");
         let shards = encode(content, shape).expect("content");
         let holders: Vec<PeerKey> = holders.iter().map(|node| world.nodes[*node].key).collect();
-        self.older.retain(|set| set.expires_at_ms + 20_000 > world.now.wall_ms);
+        self.older.retain(|set| set.over_at_ms() + 20_000 > world.now.wall_ms);
         let mut sorted = holders.clone();
         sorted.sort_unstable();
         let same_set = |set: &OlderSet| {
@@ -248,18 +276,33 @@ impl Owner {
             level: self.level,
             issued_at_ms: world.now.wall_ms,
             ttl_ms: self.ttl_ms,
-            renew_until_ms: 0,
+            renew_until_ms: if self.renew_ms == 0 { 0 } else { world.now.wall_ms + self.renew_ms },
             content_len: content.len() as u32,
             shape,
             content_hash: content_hash(content),
             shard_hashes: shard_hashes(&shards),
             holders,
-            older: self.older.iter().filter(|set| !same_set(set)).cloned().collect(),
+            older: self
+                .older
+                .iter()
+                .filter(|set| !same_set(set) || set.renew_until_ms > 0 && set.expires_at_ms <= world.now.wall_ms)
+                .cloned()
+                .collect(),
         };
         let manifest = SignedManifest::sign(manifest, &self.signer).expect("a sound manifest");
         self.older.push(manifest.as_older_set());
+        while self.older.len() > persona_fragments::manifest::OLDER_SETS_MAX {
+            self.forgot_until_ms = self.forgot_until_ms.max(self.older.remove(0).over_at_ms() + 20_000);
+        }
         self.last = Some(manifest.clone());
         PutTask { manifest, shards, renewal: false, keeps: Vec::new(), bystanders: Vec::new() }
+    }
+
+    /// What its holders have made of the last version while it was away.
+    fn found(&mut self, world: &World, head: &CertifiedHead) {
+        self.older.retain(|set| set.version != head.manifest.version);
+        self.older.extend(head.as_older_sets(world.now.wall_ms));
+        self.older.sort_by(|a, b| a.order().cmp(&b.order()));
     }
 
     /// A commit that reached every older set: only its own set is left to be told of the next.
@@ -286,6 +329,9 @@ impl World {
             timing: Timing::default(),
             limits: HolderLimits::default(),
             recoveries_blocked: 0,
+            renewals_blocked: 0,
+            no_leaders: false,
+            holder_tick_us: 1_000_000,
             sync_us: 200,
             sent: Vec::new(),
             acked: BTreeMap::new(),
@@ -321,7 +367,20 @@ impl World {
     fn owner(&mut self, name: &str, class: Class, level: u8, ttl_ms: u64) -> Owner {
         let signer = self.signer(name);
         let (name, device) = (b"notes".to_vec(), DeviceId([1; 32]));
-        Owner { signer, name, class, level, ttl_ms, term: 1, device, seq: 0, older: Vec::new(), last: None }
+        Owner {
+            signer,
+            name,
+            class,
+            level,
+            ttl_ms,
+            renew_ms: 0,
+            term: 1,
+            device,
+            seq: 0,
+            older: Vec::new(),
+            forgot_until_ms: 0,
+            last: None,
+        }
     }
 
     fn below(&mut self, bound: u64) -> u64 {
@@ -362,6 +421,8 @@ impl World {
             put: None,
             get: None,
             settled: None,
+            renewed: None,
+            repairs: Vec::new(),
             placed: 0,
             abandoned: false,
             next_tick_us: None,
@@ -484,7 +545,7 @@ impl World {
         node.served = holder.loaded_heads(now).collect();
         node.holder = Some(holder);
         let life = node.life;
-        self.at(now.mono_us + 1_000_000, Event::HolderTick { node: number, life });
+        self.at(now.mono_us + self.holder_tick_us, Event::HolderTick { node: number, life });
     }
 
     fn lose_disk(&mut self, node: usize) {
@@ -554,10 +615,16 @@ impl World {
                 if let Some(holder) = &mut self.nodes[node].holder {
                     let outs = holder.tick(now);
                     self.carry_out_holder(node, outs);
-                    self.at(now.mono_us + 1_000_000, Event::HolderTick { node, life });
+                    self.at(now.mono_us + self.holder_tick_us, Event::HolderTick { node, life });
                 }
             }
-            Event::Synced { .. } | Event::HolderTick { .. } => {}
+            Event::Probed { node, life, peer } if self.nodes[node].life == life => {
+                let (now, answered) = (self.now, self.up(self.node_of(&peer)));
+                if let Some(holder) = &mut self.nodes[node].holder {
+                    holder.probed(&peer, answered, now);
+                }
+            }
+            Event::Synced { .. } | Event::HolderTick { .. } | Event::Probed { .. } => {}
             Event::TaskTick { task } => {
                 self.tasks[task].next_tick_us = None;
                 let now = self.now;
@@ -577,6 +644,10 @@ impl World {
                     Machine::Recover(recover, ..) => {
                         let outs = recover.tick(now);
                         self.carry_out_recover(task, outs);
+                    }
+                    Machine::Renewal(renewal, ..) => {
+                        let outs = renewal.tick(now);
+                        self.carry_out_renewal(task, outs);
                     }
                 }
             }
@@ -610,6 +681,9 @@ impl World {
             Request::Recall { .. } => ("recall", 0),
             Request::Never { .. } => ("never", 0),
             Request::Abort { .. } => ("abort", 0),
+            Request::Renew { .. } => ("renew", 0),
+            Request::Handover { .. } => ("handover", 0),
+            Request::Take { shard, .. } => ("take", shard.len()),
         };
         self.sent.push(Sent { task, node, kind, shard_bytes });
         if !self.tasks[task].blocked.contains(&node) {
@@ -659,6 +733,10 @@ impl World {
                 let outs = recover.reply(tag, reply, *now, verifier);
                 self.carry_out_recover(task, outs);
             }
+            Machine::Renewal(renewal, ..) => {
+                let outs = renewal.reply(tag, reply, *now, verifier);
+                self.carry_out_renewal(task, outs);
+            }
         }
     }
 
@@ -690,6 +768,7 @@ impl World {
             match out {
                 GetOut::Send { tag, to, request } => self.send(task, tag, &to, request),
                 GetOut::Done(result) => {
+                    self.repair(task, &result);
                     let entry = &mut self.tasks[task];
                     assert!(entry.get.is_none(), "one outcome");
                     (entry.get, entry.ended_us) = (Some(result.map(|value| *value)), Some(self.now.mono_us));
@@ -710,6 +789,74 @@ impl World {
                     let entry = &mut self.tasks[task];
                     assert!(entry.settled.is_none(), "one outcome");
                     (entry.settled, entry.ended_us) = (Some(settled), Some(self.now.mono_us));
+                }
+            }
+        }
+        self.schedule_tick(task);
+    }
+
+    /// Whoever renewed a lease hands their shards to the holders that have none.
+    fn repair(&mut self, task: usize, result: &Result<Box<GetValue>, GetError>) {
+        let repairs = std::mem::take(&mut self.tasks[task].repairs);
+        let Ok(value) = result else { return };
+        if repairs.is_empty() {
+            return;
+        }
+        let shards = encode(&value.content, value.head.manifest.shape).expect("content");
+        let (put, outs) = Put::repair(value.head.clone(), shards, &repairs, self.timing.clone(), self.now);
+        let task = self.add_task(Machine::Put(Box::new(put)));
+        self.carry_out_put(task, outs);
+    }
+
+    fn start_renewal(&mut self, node: usize, head: CertifiedHead, lock: Option<persona_fragments::Link>) {
+        let me = self.nodes[node].key;
+        let up: Vec<PeerKey> = self.nodes.iter().filter(|node| node.holder.is_some()).map(|node| node.key).collect();
+        let candidate = |peer: &PeerKey| Candidate { peer: *peer, connected: true, first_seen_ms: None, prefix: None };
+        let candidates = up.iter().filter(|peer| **peer != me).map(candidate).collect();
+        let task = RenewalTask { head, me, lock, candidates, diversity: None, bystanders: Vec::new() };
+        let (renewal, outs) = Renewal::start(task, self.now);
+        let task = self.add_task(Machine::Renewal(Box::new(renewal), node, self.nodes[node].life));
+        self.tasks[task].blocked = (0..self.renewals_blocked).map(|_| self.below(self.nodes.len() as u64) as usize).collect();
+        self.carry_out_renewal(task, outs);
+    }
+
+    fn carry_out_renewal(&mut self, task: usize, outs: Vec<RenewalOut>) {
+        for out in outs {
+            let Machine::Renewal(renewal, node, life) = &self.tasks[task].machine else { unreachable!("a renewal") };
+            let (node, head) = (*node, renewal.head().clone());
+            if self.nodes[node].life != *life || !self.up(node) {
+                self.tasks[task].abandoned = true;
+                return;
+            }
+            match out {
+                RenewalOut::Send { tag, to, request } => self.send(task, tag, &to, request),
+                RenewalOut::Lead { issued_at_ms, replaced, lock } => {
+                    let Self { nodes, now, verifier, .. } = self;
+                    let holder = nodes[node].holder.as_mut().expect("up");
+                    let outs = holder.lead(&head, issued_at_ms, &replaced, lock.as_ref(), *now, verifier);
+                    self.carry_out_holder(node, outs);
+                }
+                RenewalOut::Done(renewed) => {
+                    if let Renewed::Certified { head, lacking } = &renewed
+                        && !lacking.is_empty()
+                    {
+                        let (key, owner, candidates) = (head.manifest.key, Some(head.manifest.owner), head.holders().to_vec());
+                        let (known, repairs) = (Some((**head).clone()), lacking.clone());
+                        let get = GetTask {
+                            key,
+                            owner,
+                            mode: Mode::Regular,
+                            candidates,
+                            known,
+                            floor: None,
+                            fence: None,
+                            hedge_after_us: 20_000,
+                            want_content: true,
+                        };
+                        let get = self.start_get(get);
+                        self.tasks[get].repairs = repairs;
+                    }
+                    (self.tasks[task].renewed, self.tasks[task].ended_us) = (Some(renewed), Some(self.now.mono_us));
                 }
             }
         }
@@ -752,6 +899,7 @@ impl World {
             Machine::Get(get) => get.deadline(),
             Machine::Settle(settle) => settle.deadline(),
             Machine::Recover(recover, ..) => recover.deadline(),
+            Machine::Renewal(renewal, ..) => renewal.deadline(),
         };
         let Some(deadline) = deadline else { return };
         if entry.next_tick_us.is_none_or(|next| deadline < next) && !entry.abandoned {
@@ -818,6 +966,29 @@ impl World {
                     let task = RecoverTask { key, me: self.nodes[node].key, known, asked, candidates };
                     self.start_recover(node, task);
                 }
+                HolderOut::Lead { .. } if self.no_leaders => {}
+                HolderOut::Lead { head, lock } => self.start_renewal(node, *head, lock),
+                HolderOut::Led { key, consent, ack } => {
+                    let life = self.nodes[node].life;
+                    let leads = |task: &Task| match &task.machine {
+                        Machine::Renewal(renewal, led, in_life) => {
+                            *led == node && *in_life == life && renewal.head().manifest.key == key && !renewal.finished()
+                        }
+                        _ => false,
+                    };
+                    if let Some(task) = self.tasks.iter().rposition(leads) {
+                        let now = self.now;
+                        let Machine::Renewal(renewal, ..) = &mut self.tasks[task].machine else { unreachable!("a renewal") };
+                        let outs = renewal.consented(consent, ack, now);
+                        self.carry_out_renewal(task, outs);
+                    }
+                }
+                HolderOut::Probe { peer, .. } => {
+                    let up = self.up(self.node_of(&peer));
+                    let after_us = if up { self.delay() * 2 } else { 2_000_000 };
+                    let (at, life) = (self.now.mono_us + after_us, self.nodes[node].life);
+                    self.at(at, Event::Probed { node, life, peer });
+                }
             }
         }
         told
@@ -872,7 +1043,7 @@ impl World {
                 assert!(!self.acked.contains_key(&(number, manifest.key, version)), "promised never to ack what it had acked");
                 self.promised.insert((number, manifest.key, version));
             }
-            (Request::Commit { head }, Response::Committed) => {
+            (Request::Commit { head } | Request::Take { head, .. }, Response::Committed | Response::Handed { .. }) => {
                 let manifest = SignedManifest::trusted(head.manifest.clone()).expect("committed");
                 assert!(node.durable.contains_key(&(Table::Head, manifest.key.0.to_vec())), "confirmed before the head was durable");
             }
@@ -884,7 +1055,9 @@ impl World {
         let lie = self.nodes[node].lie?;
         let key = match request {
             Request::Prepare { manifest, .. } => SignedManifest::trusted(manifest.clone()).ok()?.key,
-            Request::Commit { head } => SignedManifest::trusted(head.manifest.clone()).ok()?.key,
+            Request::Commit { head } | Request::Renew { head, .. } | Request::Handover { head, .. } | Request::Take { head, .. } => {
+                SignedManifest::trusted(head.manifest.clone()).ok()?.key
+            }
             Request::Never { manifest, .. } | Request::Abort { aborted: AbortWire { manifest, .. } } => {
                 SignedManifest::trusted(manifest.clone()).ok()?.key
             }
@@ -895,12 +1068,20 @@ impl World {
             (Lie::AckWithoutStoring, Request::Prepare { .. }) => self.false_ack(node, request),
             (Lie::Stale, Request::Prepare { .. }) if frozen => self.false_ack(node, request),
             (Lie::AckWithoutStoring | Lie::Stale, Request::Never { .. }) => self.false_never(node, request),
-            (Lie::AckWithoutStoring, Request::Commit { .. }) => Some(Response::Committed),
+            (Lie::AckWithoutStoring, Request::Commit { .. } | Request::Take { .. }) => Some(Response::Committed),
             (Lie::Stale, Request::Commit { .. }) if frozen => Some(Response::Committed),
             (Lie::AckWithoutStoring | Lie::Deny, Request::Head { .. }) => Some(Response::Head(HeadAnswer::default())),
             (Lie::AckWithoutStoring | Lie::Deny, Request::Shard { .. }) => Some(Response::Absent),
             (Lie::AckWithoutStoring | Lie::Deny, Request::Recall { .. }) => Some(Response::Recalled(RecallAnswer::default())),
             (Lie::Recovering, _) => Some(Response::Recovering),
+            (Lie::Name, Request::Commit { head }) => {
+                let manifest = SignedManifest::trusted(head.manifest.clone()).ok()?;
+                let version = Version { seq: manifest.version.seq - 1, ..manifest.version };
+                let (before, mut holders) = (manifest.holders.clone(), manifest.holders.clone());
+                holders[0] = self.nodes[self.nodes.len() - 1].key;
+                let (expires_at_ms, renew_until_ms) = (manifest.expires_at_ms(), manifest.renew_until_ms);
+                Some(Response::Handed { sets: vec![HandedSet { version, before, holders, expires_at_ms, renew_until_ms }] })
+            }
             (Lie::Babble, _) => Some(match self.below(4) {
                 0 => Response::NeedShard,
                 1 => Response::Committed,
@@ -945,7 +1126,7 @@ impl World {
                     let manifest = SignedManifest::trusted(prepared.manifest.clone()).expect("prepared");
                     let ack = |index| sign_batch(&[manifest.ack_leaf(index)], &self.nodes[node].signer).remove(0);
                     let certificate = Certificate { acks: (0..manifest.shape.quorum()).map(ack).collect() };
-                    answer.committed = Some(CertifiedHead { manifest, certificate }.to_wire());
+                    answer.committed = Some(CertifiedHead { manifest, certificate, lease: None }.to_wire());
                 }
                 Response::Head(answer)
             }

@@ -196,7 +196,7 @@ fn judge(seed: u64, world: &World, writes: &[Written], gets: &[usize], marks: &m
         marks.reads += 1;
         let answers = match &entry.machine {
             Machine::Get(get) => get.answers(),
-            Machine::Put(_) | Machine::Settle(_) | Machine::Recover(..) => Vec::new(),
+            Machine::Put(_) | Machine::Settle(_) | Machine::Recover(..) | Machine::Renewal(..) => Vec::new(),
         };
         marks.recovering_seen += u64::from(answers.iter().any(|(_, said)| *said == persona_mesh_proto::Answered::Recovering));
         assert!(ended - entry.began_us <= 5_000_000, "seed {seed}: a get took {} us", ended - entry.began_us);

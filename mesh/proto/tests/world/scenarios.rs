@@ -281,7 +281,7 @@ fn a_lower_host_never_commits_with_acks_from_before_the_fence() {
     // All seven ack "two"; the old host stops before round 2.
     let manifest = crash_writer_after(&mut world, &mut old, &set, &set, b"two");
     let prepared: Vec<_> = (0..7).map(|node| answer(&mut world, node, &old).prepared.remove(0).ack).collect();
-    let head = CertifiedHead { manifest, certificate: persona_fragments::Certificate { acks: prepared } };
+    let head = CertifiedHead { manifest, certificate: persona_fragments::Certificate { acks: prepared }, lease: None };
     let (_, _, value) = take_over(&mut world, &old, &set);
     assert_eq!(value.content, b"two", "the new host completes it");
     let mut confirmed = 0;
@@ -774,7 +774,7 @@ fn an_atomic_read_writes_back_so_that_a_later_one_cannot_be_older() {
     world.put(&mut ada, &set, b"one").expect("committed");
     let manifest = crash_writer_after(&mut world, &mut ada, &set, &set, b"two");
     let acks = (0..5).map(|node| answer(&mut world, node, &ada).prepared.remove(0).ack).collect();
-    let head = CertifiedHead { manifest, certificate: persona_fragments::Certificate { acks } };
+    let head = CertifiedHead { manifest, certificate: persona_fragments::Certificate { acks }, lease: None };
     assert_eq!(world.tell(0, Request::Commit { head: head.to_wire() }), Response::Committed); // only node 0 heard of it
     let value = world.get(&ada, Mode::Atomic).expect("read");
     assert_eq!((value.content.as_slice(), value.fresh), (&b"two"[..], Freshness::Atomic));
@@ -853,6 +853,24 @@ fn a_holder_stores_no_more_than_its_limits() {
     world.run_ms(HOUR_MS + 20_000);
     assert_eq!(world.holder(0).stats(), persona_mesh_proto::HolderStats::default());
     world.put(&mut ada, &set, &[3; 2_000]).expect("room again");
+}
+
+#[test]
+fn a_holder_with_little_room_takes_nothing_new_and_serves_and_renews_what_it_has() {
+    let mut world = World::new(1, 4);
+    let mut ada = world.owner("ada", Class::Document, 2, HOUR_MS);
+    let set = [0, 1, 2, 3];
+    world.put(&mut ada, &set, b"be kind").expect("there is room");
+    for node in set {
+        world.nodes[node].holder.as_mut().expect("up").set_disk_low(true);
+    }
+    assert!(matches!(world.put(&mut ada, &set, b"be kinder"), Err(PutError::Refused { reason: Refusal::Full, .. })));
+    assert_eq!(world.get(&ada, Mode::Regular).expect("it is served").content, b"be kind");
+    world.put(&mut ada, &set, b"be kind").expect("a renewal brings no bytes");
+    for node in set {
+        world.nodes[node].holder.as_mut().expect("up").set_disk_low(false);
+    }
+    world.put(&mut ada, &set, b"be kinder").expect("room again");
 }
 
 #[test]

@@ -6,6 +6,7 @@
 
 mod amnesia;
 mod evidence;
+mod leases;
 mod messages;
 mod random;
 mod sections;
@@ -300,7 +301,12 @@ impl World {
         machine.not_taken_up.clear();
         assert!(machine.node.is_none(), "host {host} is up already");
         let secret = machine.secret;
-        let keys = NodeKeys { signer: Box::new(TagSigner { secret }), verifier, secret: Zeroizing::new(secret) };
+        let keys = NodeKeys {
+            signer: Box::new(TagSigner { secret }),
+            verifier,
+            secret: Zeroizing::new(secret),
+            owner_signer: persona_core::ed25519_owner(),
+        };
         let mut node = Node::new(keys, self.config.clone(), seed, now);
         for table in Table::ALL.into_iter().filter(|table| !matches!(table, Table::Shard | Table::Expiry)) {
             for ((_, key), value) in machine.disk.iter().filter(|((of, _), _)| *of == table) {
@@ -803,6 +809,7 @@ fn demanding(agent: OwnerKey, name: &str, content: &[u8], require_level: Option<
         name: name.into(),
         class: Class::Document,
         ttl_ms: None,
+        renew_for_ms: None,
         level: None,
         require_level,
         content: content.to_vec(),

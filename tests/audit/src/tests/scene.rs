@@ -97,6 +97,7 @@ impl Signed {
             version: older.manifest.version,
             holders: older.manifest.holders.clone(),
             expires_at_ms: older.manifest.issued_at_ms + older.manifest.ttl_ms,
+            renew_until_ms: 0,
         });
         signed(manifest, self.shards)
     }
@@ -109,7 +110,7 @@ impl Signed {
 
     pub(super) fn head_with(&self, indices: &[u8]) -> Vec<u8> {
         let acks = indices.iter().map(|index| self.ack(*index)).collect();
-        Head { body: self.body.clone(), signature: self.signature, acks }.encode()
+        Head { body: self.body.clone(), signature: self.signature, acks, handover: None }.encode()
     }
 
     /// Certified by the first three.

@@ -15,6 +15,11 @@ const MANIFEST_LABEL: &[u8] = b"persona/manifest/v1";
 const LEAF_LABEL: &[u8] = b"persona/ack-leaf/v1";
 const ROOT_LABEL: &[u8] = b"persona/ack-root/v1";
 
+const HANDOVER_LABEL: &[u8] = b"persona/handover/v1";
+
+/// The most links of a lease.
+const LINKS_MAX: usize = 48;
+
 /// Leaves that one signature of a holder may cover.
 const BATCH_LEAVES_MAX: u16 = 1024;
 
@@ -39,8 +44,10 @@ pub struct OlderSet {
     pub version: Version,
     /// Who they are, by index.
     pub holders: Vec<[u8; 32]>,
-    /// Milliseconds since the Unix epoch when they no longer matter.
+    /// Milliseconds since the Unix epoch when they no longer matter; of a leased version, when its last known link expires.
     pub expires_at_ms: u64,
+    /// Of a leased version: until when its holders may have renewed it. Otherwise 0.
+    pub renew_until_ms: u64,
 }
 
 /// What an owner says about one version of a section (docs/spec/manifest.md#fields).
@@ -81,6 +88,37 @@ pub struct Ack {
     pub signature: [u8; 64],
 }
 
+/// One renewal of a section by its holders (docs/spec/wire.md#lease).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Milliseconds since the Unix epoch.
+    pub issued_at_ms: u64,
+    /// Whose place goes to whom.
+    pub replaced: Vec<(u8, [u8; 32])>,
+    /// By the holders before it.
+    pub consents: Vec<Ack>,
+}
+
+/// How the holders of a manifest have renewed it, decoded but not checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// In the order of their generations.
+    pub links: Vec<Link>,
+    /// Of the last link.
+    pub acks: Vec<Ack>,
+}
+
+/// A lease that passed every check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leased {
+    /// The holders after each link.
+    pub sets: Vec<Vec<[u8; 32]>>,
+    /// When the last link expires, in milliseconds since the Unix epoch.
+    pub expires_at_ms: u64,
+    /// When the last link was issued.
+    pub issued_at_ms: u64,
+}
+
 /// A certified head, decoded but not checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
@@ -90,6 +128,8 @@ pub struct Head {
     pub signature: [u8; 64],
     /// The holders' acks.
     pub acks: Vec<Ack>,
+    /// The frame of the lease.
+    pub handover: Option<Vec<u8>>,
 }
 
 /// A head that passed every check.
@@ -101,6 +141,8 @@ pub struct Proven {
     pub manifest_hash: [u8; 32],
     /// How many holders signed for it: at least n - f.
     pub acks: usize,
+    /// How its holders have renewed it, if they have.
+    pub leased: Option<Leased>,
 }
 
 /// Why a head proves nothing.
@@ -108,7 +150,7 @@ pub struct Proven {
 pub enum HeadError {
     /// Not a frame.
     Decode(FrameError),
-    /// A later format.
+    /// The lease does not decode or does not verify.
     Handover,
     /// A check of the manifest failed; it names what is wrong.
     Manifest(&'static str),
@@ -131,7 +173,7 @@ impl fmt::Display for HeadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Decode(error) => write!(f, "the head is no frame: {error}"),
-            Self::Handover => f.write_str("the head is of a later format; look for a newer specification"),
+            Self::Handover => f.write_str("the lease does not verify; ask another peer"),
             Self::Manifest(what) => write!(f, "the manifest fails its check of {what}; ask another peer"),
             Self::OtherSection => f.write_str("the head is of another section; ask another peer"),
             Self::Acks { have, need } => write!(f, "{have} acks, but at least {need} are needed; ask another peer"),
@@ -181,7 +223,63 @@ pub fn check(record_key: &[u8], value: &[u8]) -> Result<Proven, HeadError> {
         };
         signed().ok_or(HeadError::Ack(ack.index))?;
     }
-    Ok(Proven { manifest, manifest_hash, acks: head.acks.len() })
+    let leased = match &head.handover {
+        None => None,
+        Some(frame) => {
+            let lease = Lease::decode(frame).map_err(|_| HeadError::Handover)?;
+            let mut verify = |key: &[u8; 32], message: &[u8], signature: &[u8; 64]| verifies(key, message, signature);
+            Some(check_lease(&manifest, &manifest_hash, &lease, &mut verify).ok_or(HeadError::Handover)?) // 10
+        }
+    };
+    Ok(Proven { manifest, manifest_hash, acks: head.acks.len(), leased })
+}
+
+/// Whether a key signed a message.
+pub type Verify<'a> = dyn FnMut(&[u8; 32], &[u8], &[u8; 64]) -> bool + 'a;
+
+/// Checks a lease of a manifest (docs/spec/wire.md#lease). `None`: it proves nothing.
+pub fn check_lease(manifest: &Manifest, manifest_hash: &[u8; 32], lease: &Lease, verify: &mut Verify<'_>) -> Option<Leased> {
+    let [n, _, f] = manifest.shape.map(usize::from);
+    let changes_but_last = lease.links.iter().rev().skip(1).all(|link| !link.replaced.is_empty());
+    let bounded = (1..=LINKS_MAX).contains(&lease.links.len()) && changes_but_last;
+    let (mut before, mut time_before, mut sets) = (manifest.holders.clone(), manifest.issued_at_ms, Vec::new());
+    let mut last = None;
+    for link in lease.links.iter().filter(|_| bounded) {
+        let due = link.issued_at_ms >= time_before + manifest.ttl_ms / 2 && link.issued_at_ms < manifest.renew_until_ms; // 1
+        let in_order = link.replaced.windows(2).all(|pair| pair[0].0 < pair[1].0) && link.replaced.len() <= f; // 2
+        let mut after = before.clone();
+        for (index, peer) in &link.replaced {
+            let new = !before.contains(peer) && !after.contains(peer);
+            *after.get_mut(usize::from(*index)).filter(|_| new)? = *peer;
+        }
+        let turns = (link.issued_at_ms.checked_sub(manifest.issued_at_ms)?) / (manifest.ttl_ms / 16).max(1);
+        let generation = u32::try_from(turns + 1).ok()?;
+        let keys = |writer: Writer, key: &[u8; 32]| writer.raw(key);
+        let body = Writer::new().raw(manifest_hash).varint(generation.into()).varint(link.issued_at_ms);
+        let handover = sha256(&[HANDOVER_LABEL, &body.list(&before, keys).list(&after, keys).finish()]); // 3
+        let consented = link.consents.len() == n - f && ascend(&link.consents);
+        let mut signed = |ack: &Ack, kind: u64| {
+            let leaf = leaf_with(kind, manifest, &handover, ack.index, generation);
+            let holder = before.get(usize::from(ack.index))?;
+            let root = climb(leaf, ack.position, ack.batch, &ack.path).filter(|_| ack.batch == 1)?;
+            verify(holder, &root_message(ack.batch, &root), &ack.signature).then_some(())
+        };
+        let all = link.consents.iter().all(|ack| signed(ack, 3).is_some()); // 4
+        if !(due && in_order && consented && all) {
+            return None;
+        }
+        let stay = |ack: &Ack| before.get(usize::from(ack.index)) == after.get(usize::from(ack.index));
+        last = Some(lease.acks.iter().all(|ack| stay(ack) && signed(ack, 2).is_some()));
+        (before, time_before) = (after.clone(), link.issued_at_ms);
+        sets.push(after);
+    }
+    let acked = last? && lease.acks.len() >= n - f && ascend(&lease.acks);
+    let expires_at_ms = (time_before + manifest.ttl_ms).min(manifest.renew_until_ms);
+    acked.then_some(Leased { sets, expires_at_ms, issued_at_ms: time_before })
+}
+
+fn ascend(acks: &[Ack]) -> bool {
+    acks.windows(2).all(|pair| pair[0].index < pair[1].index)
 }
 
 /// The section key of an owner's section by its published name.
@@ -220,7 +318,11 @@ pub fn never_leaf_hash(manifest: &Manifest, index: u8) -> [u8; 32] {
 }
 
 fn leaf_of(kind: u64, manifest: &Manifest, manifest_hash: &[u8; 32], index: u8) -> [u8; 32] {
-    let generation = 0;
+    leaf_with(kind, manifest, manifest_hash, index, 0)
+}
+
+fn leaf_with(kind: u64, manifest: &Manifest, manifest_hash: &[u8; 32], index: u8, generation: u32) -> [u8; 32] {
+    let generation = generation.into();
     let leaf = manifest.version.write(Writer::new().varint(kind).raw(&manifest.key)).raw(manifest_hash).raw(&[index]).varint(generation);
     sha256(&[&[0x00], LEAF_LABEL, &leaf.finish()])
 }
@@ -288,7 +390,7 @@ impl Head {
         let acks = reader.list(Ack::read)?;
         let handover = reader.option(Reader::bytes)?;
         reader.finish()?;
-        if handover.is_some() { Err(HeadError::Handover) } else { Ok(Self { body, signature, acks }) }
+        Ok(Self { body, signature, acks, handover: handover.map(<[u8]>::to_vec) })
     }
 
     /// Its frame.
@@ -297,7 +399,38 @@ impl Head {
             let writer = writer.raw(&[ack.index]).varint(ack.position.into()).varint(ack.batch.into());
             writer.list(&ack.path, |writer, hash| writer.raw(hash)).raw(&ack.signature)
         });
-        writer.raw(&[0x00]).finish()
+        match &self.handover {
+            None => writer.raw(&[0x00]).finish(),
+            Some(frame) => writer.raw(&[0x01]).bytes(frame).finish(),
+        }
+    }
+}
+
+impl Lease {
+    /// Reads a lease's frame.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn decode(frame: &[u8]) -> Result<Self, FrameError> {
+        let mut reader = Reader::open(frame)?;
+        let links = reader.list(Link::read)?;
+        let acks = reader.list(Ack::read)?;
+        reader.finish()?;
+        Ok(Self { links, acks })
+    }
+}
+
+impl Link {
+    /// Reads a link out of a frame.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn read(reader: &mut Reader<'_>) -> Result<Self, FrameError> {
+        Ok(Self {
+            issued_at_ms: reader.u64()?,
+            replaced: reader.list(|reader| Ok((reader.u8()?, reader.array()?)))?,
+            consents: reader.list(Ack::read)?,
+        })
     }
 }
 
@@ -325,7 +458,8 @@ impl Manifest {
             shard_hashes: reader.list(Reader::array)?,
             holders: reader.list(Reader::array)?,
             older: reader.list(|reader| {
-                Ok(OlderSet { version: Version::read(reader)?, holders: reader.list(Reader::array)?, expires_at_ms: reader.u64()? })
+                let (version, holders) = (Version::read(reader)?, reader.list(Reader::array)?);
+                Ok(OlderSet { version, holders, expires_at_ms: reader.u64()?, renew_until_ms: reader.u64()? })
             })?,
         };
         reader.finish()?;
@@ -339,7 +473,10 @@ impl Manifest {
         let writer = self.content_version.write(self.version.write(writer)).varint(self.class.into()).raw(&[self.level]);
         let writer = writer.varint(self.issued_at_ms).varint(self.ttl_ms).varint(self.renew_until_ms).varint(self.content_len.into());
         let writer = writer.raw(&self.shape).raw(&self.content_hash).list(&self.shard_hashes, keys).list(&self.holders, keys);
-        let older = |writer: Writer, older: &OlderSet| older.version.write(writer).list(&older.holders, keys).varint(older.expires_at_ms);
+        let older = |writer: Writer, older: &OlderSet| {
+            let writer = older.version.write(writer).list(&older.holders, keys);
+            writer.varint(older.expires_at_ms).varint(older.renew_until_ms)
+        };
         writer.list(&self.older, older).finish()
     }
 
@@ -369,10 +506,11 @@ impl Manifest {
         for older in &self.older {
             holds((1..=16).contains(&older.holders.len()), "older holder set")?;
             holds(older.version.counts_from_one() && older.version < self.version, "older version")?;
-            holds(older.expires_at_ms <= TIME_MS_MAX, "older expiry")?;
+            holds(older.expires_at_ms.max(older.renew_until_ms) <= TIME_MS_MAX, "older expiry")?;
             holds(differ(&older.holders), "older holders")?;
         }
-        holds(self.older.windows(2).all(|pair| pair[0].version < pair[1].version), "order of older holder sets")
+        let place = |older: &OlderSet| (older.version, older.expires_at_ms, older.holders.clone());
+        holds(self.older.windows(2).all(|pair| place(&pair[0]) < place(&pair[1])), "order of older holder sets")
     }
 }
 

@@ -1,0 +1,101 @@
+//! Owners that are away: what holders keep alive, and what an owner, or who takes over, finds.
+
+use persona_core::{Answer, Call, report::AnalysisReport};
+use persona_fragments::{Class, OwnerKey, SectionKey};
+use persona_mesh_proto::Mode;
+
+use crate::World;
+
+fn leased(agent: OwnerKey, ttl_ms: u64, renew_for_ms: u64) -> Call {
+    Call::PutSection {
+        agent,
+        name: "doc/letter".into(),
+        class: Class::Document,
+        ttl_ms: Some(ttl_ms),
+        renew_for_ms: Some(renew_for_ms),
+        level: None,
+        require_level: None,
+        content: b"be kind".to_vec(),
+    }
+}
+
+fn analysis(world: &mut World, host: usize, key: SectionKey) -> AnalysisReport {
+    match world.ask(host, Call::Analyze { key, mode: None }) {
+        Ok(Answer::Analysis(analysis)) => *analysis,
+        other => panic!("no analysis: {other:?}"),
+    }
+}
+
+/// Ada on host 0 with a letter, and its key.
+fn with_letter(seed: u64, renew_for_ms: u64) -> (World, OwnerKey, SectionKey) {
+    let mut world = World::of(12, seed);
+    let ada = world.create(0, "ada");
+    let id = world.call(0, leased(ada, 60_000, renew_for_ms));
+    let report = world.put_answer(id).expect("it commits");
+    assert_eq!(report.lease_until_ms.is_some(), renew_for_ms > 0);
+    (world, ada, SectionKey::from_kad_key(&report.kad_key).expect("a key"))
+}
+
+#[test]
+fn a_section_outlives_its_owner_and_the_owner_goes_on_from_there() {
+    let (mut world, ada, key) = with_letter(401, 3_600_000);
+    world.crash(0);
+    for turn in 0..4 {
+        let holders = analysis(&mut world, 11, key).holders;
+        let peers: Vec<String> = holders.iter().map(|holder| holder.peer_id.clone()).collect();
+        let victim = world.hosts_named(&peers).into_iter().find(|host| *host != 11).expect("a holder");
+        world.crash(victim);
+        world.hosts[victim].disk.clear();
+        world.run_s(90);
+        world.start(victim);
+        let report = analysis(&mut world, 11, key);
+        assert!(report.readable.regular, "turn {turn}: {report:?}");
+        assert!(report.expires_in_s > 0.0 && report.lease_until_ms.is_some());
+    }
+    let report = analysis(&mut world, 11, key);
+    assert!(report.holders.iter().filter(|holder| holder.has_shard).count() >= 6, "whoever took a place was given its shard: {report:?}");
+    let version = report.version;
+    world.start(0);
+    world.until("the owner's next put", |world| analysis(world, 11, key).version != version);
+    assert_eq!(world.get(0, ada, "doc/letter", Mode::Atomic), Ok(b"be kind".to_vec()));
+    assert!(world.status(0).counters.get("leases_found").is_some_and(|found| *found > 0));
+    let section = world.section(0, ada, "doc/letter").expect("known");
+    assert_eq!(section.state, "committed");
+}
+
+#[test]
+fn without_a_lease_it_does_not() {
+    let (mut world, _, key) = with_letter(402, 0);
+    world.crash(0);
+    world.run_s(90);
+    assert!(world.ask(3, Call::Certificate { key }).is_err());
+}
+
+#[test]
+fn an_agent_is_brought_back_from_what_its_holders_kept_for_hours() {
+    let mut world = World::of(12, 403);
+    let ada = world.create(0, "ada");
+    let root = world.root_of(0, "ada");
+    world.run_s(5);
+    let core = world.section(0, ada, "core").expect("known");
+    assert!(core.lease_until_ms.is_some(), "by default");
+    world.crash(0);
+    for host in 1..4 {
+        world.run_s(3_000);
+        world.crash(host);
+        world.run_s(600);
+        world.start(host);
+    }
+    let report = world.import(5, root).expect("the mesh has everything");
+    assert!(report.complete, "{:?}", report.sections);
+    assert_eq!(report.bounded_stale_until_ms, None);
+    assert!(world.get(5, ada, "core", Mode::Regular).is_ok());
+}
+
+#[test]
+fn an_owner_that_lives_is_never_helped() {
+    let (mut world, _, _) = with_letter(404, 3_600_000);
+    world.run_s(600);
+    let renewed = |world: &mut World, host| world.status(host).counters.get("leases_renewed").copied().unwrap_or(0);
+    assert_eq!((0..12).map(|host| renewed(&mut world, host)).sum::<u64>(), 0);
+}
