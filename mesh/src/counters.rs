@@ -54,6 +54,8 @@ counters! {
     frames_overloaded,
     /// Lookups and record reads begun.
     lookups,
+    /// Peers asked by lookups that have ended.
+    lookup_questions,
     /// Lookups and record reads that had not ended after their time: what they had by then was the result.
     lookups_cut_short,
     /// Lookups and record reads that were not begun because too many operations were under way: their result is empty.
@@ -95,6 +97,10 @@ pub(crate) struct Counter(AtomicU64);
 
 impl Counter {
     pub(crate) fn add(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.add_many(1);
+    }
+
+    pub(crate) fn add_many(&self, count: u64) {
+        self.0.fetch_add(count, Ordering::Relaxed);
     }
 }

@@ -693,10 +693,15 @@ impl Driver {
 
     fn on_kad(&mut self, event: kad::Event) {
         match event {
-            kad::Event::OutboundQueryProgressed { id, result, step, .. } => match result {
+            kad::Event::OutboundQueryProgressed { id, result, stats, step } => match result {
                 kad::QueryResult::GetClosestPeers(
                     Ok(kad::GetClosestPeersOk { peers, .. }) | Err(kad::GetClosestPeersError::Timeout { peers, .. }),
-                ) => self.on_closest(id, peers),
+                ) => {
+                    if step.last && matches!(self.queries.get(&id), Some(Query::Operation(_))) {
+                        self.counters.lookup_questions.add_many(stats.num_requests().into());
+                    }
+                    self.on_closest(id, peers);
+                }
                 kad::QueryResult::GetRecord(result) => self.on_record(id, result.ok(), step.last),
                 _ => {}
             },

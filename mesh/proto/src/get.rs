@@ -212,6 +212,7 @@ pub enum GetError {
 }
 
 /// One get under way.
+#[derive(Clone, Debug)]
 pub struct Get {
     task: GetTask,
     started: Now,
@@ -243,6 +244,7 @@ pub struct Get {
 }
 
 /// A peer that was asked HEAD.
+#[derive(Clone, Debug)]
 struct Peer {
     answered: Answered,
     /// The highest certified version that is durable there.
@@ -260,7 +262,7 @@ enum Asked {
     Unreachable,
 }
 
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 struct Question {
     peer: PeerKey,
     what: What,

@@ -171,6 +171,7 @@ pub enum PutError {
 }
 
 /// One put under way.
+#[derive(Clone, Debug)]
 pub struct Put {
     task: PutTask,
     timing: Timing,

@@ -14,6 +14,7 @@ pub(crate) const NAMED_MAX: usize = 8;
 const NAMES_MAX: usize = 160;
 
 /// Who has confirmed one commit, and what they named.
+#[derive(Clone, Debug)]
 pub(crate) struct Told {
     /// The manifest's own set, and the older ones that may still be read.
     base: Vec<Needed>,

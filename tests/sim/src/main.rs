@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::{
         Arc, Mutex,
@@ -18,6 +19,7 @@ use persona_sim::{
     churn::Trace,
     plan::{Fault, Plan},
     run::{Outcome, run},
+    scale, survival,
     tell::Teller,
     world::Observer,
 };
@@ -76,6 +78,44 @@ enum Verb {
         /// Threads [default: one per processor]
         #[arg(long)]
         threads: Option<usize>,
+        /// One JSON object instead of words
+        #[arg(long)]
+        json: bool,
+    },
+    /// How long sections survive churn: the formula, lives that are drawn, and whole nodes
+    #[command(after_help = "Example:\n  persona-sim survival --plots docs/survival")]
+    Survival {
+        /// Sections whose holders' lives are drawn, for each class and churn
+        #[arg(long, default_value_t = 10_000_000)]
+        sections: u64,
+        /// Meshes of whole nodes that are run for each line of the comparison; 0: none
+        #[arg(long, default_value_t = 20)]
+        meshes: u64,
+        /// What everything is drawn from
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Write a plot of each class into this folder
+        #[arg(long)]
+        plots: Option<PathBuf>,
+        /// One JSON object instead of words
+        #[arg(long)]
+        json: bool,
+    },
+    /// What a put, a get and a repair cost as the mesh grows
+    #[command(after_help = "Example:\n  persona-sim scale --nodes 1000,5000,20000")]
+    Scale {
+        /// Sizes of the mesh
+        #[arg(long, value_delimiter = ',', default_values_t = [1000, 5000, 20_000])]
+        nodes: Vec<usize>,
+        /// Operations of each kind
+        #[arg(long, default_value_t = 200)]
+        operations: u64,
+        /// Of a hundred nodes, how many are dead and not yet forgotten
+        #[arg(long, default_value_t = 10)]
+        dead: u64,
+        /// What everything is drawn from
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
         /// One JSON object instead of words
         #[arg(long)]
         json: bool,
@@ -218,6 +258,8 @@ fn main() -> ExitCode {
             Err(error) => failed(&error),
         },
         Verb::Mutants { seeds, only, without, seconds, threads, json } => run_mutants(seeds, &only, &without, seconds, threads, json),
+        Verb::Survival { sections, meshes, seed, plots, json } => survive(sections, meshes, seed, plots.as_deref(), json),
+        Verb::Scale { nodes, operations, dead, seed, json } => scale(&nodes, operations, dead, seed, json),
         Verb::Replay { seed, without, storm_ms, churn, verbose, section } => {
             let trace = match read_churn(churn) {
                 Ok(trace) => trace,
@@ -235,6 +277,54 @@ fn main() -> ExitCode {
             if outcome.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
     }
+}
+
+fn survive(sections: u64, meshes: u64, seed: u64, folder: Option<&Path>, json: bool) -> ExitCode {
+    let (rows, plots) = survival::draw_all(sections, seed);
+    let mut report = survival::Report { sections, rows, real: Vec::new() };
+    let lines = if meshes > 0 { &survival::REAL[..] } else { &[] };
+    for (churn, keeper) in lines {
+        eprintln!("running {meshes} meshes under {churn} churn ...");
+        match survival::real(churn, *keeper, meshes, seed) {
+            Ok(real) => report.real.extend(real),
+            Err(error) => {
+                eprintln!("error: {error}");
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    for (path, plot) in folder.iter().flat_map(|folder| plots.iter().map(move |(class, plot)| (folder.join(class.name()), plot))) {
+        let path = path.with_extension("svg");
+        if let Err(error) = std::fs::write(&path, plot) {
+            eprintln!("error: {} cannot be written: {error}", path.display());
+            return ExitCode::FAILURE;
+        }
+    }
+    if json {
+        println!("{}", serde_json::to_string_pretty(&report).expect("plain values"));
+    } else {
+        print!("{report}");
+    }
+    ExitCode::SUCCESS
+}
+
+fn scale(nodes: &[usize], operations: u64, dead: u64, seed: u64, json: bool) -> ExitCode {
+    let sizes: Vec<scale::Size> = nodes.iter().map(|nodes| scale::measure(*nodes, operations, dead, seed)).collect();
+    if json {
+        println!("{}", serde_json::to_string_pretty(&sizes).expect("plain values"));
+        return ExitCode::SUCCESS;
+    }
+    println!("| nodes | dead | operation | done | hops | questions | lookup KiB | requests | KiB |");
+    println!("|---|---|---|---|---|---|---|---|---|");
+    sizes.iter().for_each(|size| print!("{size}"));
+    for size in &sizes {
+        let memory = size.memory_per_node_bytes as f64 / 1024.0;
+        println!(
+            "{} nodes: {:.0} peers known to each, {} holders started, {memory:.1} KiB for each node, {:.1} s",
+            size.nodes, size.peers_known, size.started, size.wall_s
+        );
+    }
+    ExitCode::SUCCESS
 }
 
 fn failed(error: &str) -> ExitCode {

@@ -294,6 +294,8 @@ pub struct Plan {
     pub lies: Vec<Lie>,
     /// Nodes sign with Ed25519.
     pub real_signatures: bool,
+    /// Holders renew among themselves, as they do by default.
+    pub leases: bool,
     /// Who comes and goes when, from a file: else a distribution is drawn.
     pub trace: Option<Arc<Trace>>,
     /// All that happens is hashed, so that a second run can be compared with the first.
@@ -377,6 +379,7 @@ impl Plan {
             faulty,
             tolerated: f,
             lies,
+            leases: true,
             real_signatures: below(rng, 100) == 0,
             trace: None,
             traced: seed.is_multiple_of(TRACED),

@@ -358,6 +358,9 @@ fn config_of(plan: &Plan) -> Config {
         // A life shorter than the allowance for clocks would only be a refresh every instant.
         spec.ttl = (spec.ttl / plan.ttl_divisor).max(Duration::from_secs(6));
         spec.level = plan.level;
+        if !plan.leases {
+            spec.renew_for = Duration::ZERO;
+        }
     };
     let Classes { core, relationship, active, document } = &mut config.classes;
     [core, relationship, active, document].into_iter().for_each(scale);
