@@ -171,7 +171,7 @@ enum AgentVerb {
     /// List the agents of this node
     #[command(after_help = "Example:\n  persona agent list")]
     List,
-    /// Show an agent and its sections, as their last puts left them: no holder is asked
+    /// Show an agent and its sections: what their last puts reached, and what the probes of their holders said since
     #[command(after_help = "Example:\n  persona agent show ada\n\n`persona analyze ada/core` asks the holders now.")]
     Show {
         /// An agent of this node
@@ -564,18 +564,19 @@ async fn agent(verb: AgentVerb, common: &Common) -> anyhow::Result<()> {
                 let sections = rows(&reply["sections"], |section| {
                     let left = section["expires_in_s"].as_f64().map_or_else(|| "-".to_owned(), |left| format!("{left:.0} s left"));
                     format!(
-                        "  {:<40} {:<12} level {} at its last put  {}/{} placed  {left}  {}",
+                        "  {:<40} {:<12} level {} now, {} at its last put  {}/{} held  {left}  {}",
                         text(&section["name"]),
                         text(&section["class"]),
+                        section["level_now"],
                         section["level"],
-                        section["placed"],
+                        section["held"],
                         section["n"],
                         text(&section["kad_key"])
                     )
                 });
                 let name = text(&reply["name"]);
                 format!(
-                    "{name}  {}\nterm {}  {}\n{sections}\nno holder was asked for this: `persona analyze {name}/core` shows who has its shard now, and the level now",
+                    "{name}  {}\nterm {}  {}\n{sections}\nthe holders are probed every 10 s: `persona analyze {name}/core` asks them once more, and names each",
                     text(&reply["agent"]),
                     reply["term"],
                     text(&reply["state"])
@@ -913,16 +914,14 @@ fn status_text(reply: &Value) -> String {
     ];
     lines.extend(reply["listen_addrs"].as_array().into_iter().flatten().map(|address| format!("listens on {}", text(address))));
     for agent in reply["agents"].as_array().into_iter().flatten() {
-        let worst = agent["sections"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter(|section| section["state"] != "expired" && section["class"] != "active")
-            .filter_map(|section| section["level"].as_u64())
-            .min()
-            .unwrap_or(0);
+        let lowest = |level: &str| {
+            let sections = agent["sections"].as_array().into_iter().flatten();
+            let lasting = sections.filter(|section| section["state"] != "expired" && section["class"] != "active");
+            lasting.filter_map(|section| section[level].as_u64()).min().unwrap_or(0)
+        };
+        let (now, put) = (lowest("level_now"), lowest("level"));
         lines.push(format!(
-            "agent {}  {}  term {}  {}  lowest level at the last puts {worst}",
+            "agent {}  {}  term {}  {}  lowest level {now} now, {put} at the last puts",
             text(&agent["name"]),
             text(&agent["agent"]),
             agent["term"],

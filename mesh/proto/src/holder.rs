@@ -8,6 +8,7 @@
 
 mod abort;
 mod amnesia;
+mod probe;
 
 pub use amnesia::{RECOVERING_MS, RECOVERY_WAIT_MS, lost_store_mark};
 
@@ -483,6 +484,7 @@ impl Holder {
                     self.never(call, manifest, index, &order, now, signer, verifier, &mut out).unwrap_or_else(Some)
                 }
                 Request::Abort { aborted } => self.abort(call, aborted, now, verifier, &mut out).unwrap_or_else(Some),
+                Request::Probe { sections } => Some(self.probe(&sections, now, &mut out)),
             }
         };
         match response {

@@ -19,6 +19,7 @@ mod missing;
 mod node;
 mod own;
 mod pending;
+mod probes;
 mod reads;
 mod recoveries;
 mod repairs;

@@ -22,6 +22,7 @@ use crate::{
     missing::Missing,
     own::{Owner, OwnerState},
     pending::{AfterKeep, Pending},
+    probes::{ProbeOp, Probes},
     reads::{Floor, GetOp, Survey},
     recoveries::RecoverOp,
     report::{AlarmReport, CanaryReport, StatusReport},
@@ -43,6 +44,9 @@ pub struct Config {
     pub request_timeout_ms: u64,
     /// How long changed sections wait for more changes before they are put, in milliseconds. At most 1 s.
     pub coalesce_ms: u64,
+    /// How long a holder of a core section or a document may be silent before its place is given to another, in milliseconds. Too low and every
+    /// reboot costs a put; too high and slow failures outrun it.
+    pub holder_silence_max_ms: u64,
     /// How often a node that is ready proves that it still is, by a put and a get through others, in seconds.
     pub canary_s: u64,
     /// How long an unacknowledged message is sent again and again before it is given up, in milliseconds.
@@ -59,6 +63,7 @@ impl Default for Config {
             put: PutTiming::default(),
             request_timeout_ms: 3_000,
             coalesce_ms: 300,
+            holder_silence_max_ms: 30_000,
             canary_s: 60,
             message_ttl_ms: 24 * 3600 * 1000,
             mesh_secret: None,
@@ -302,6 +307,7 @@ pub(crate) enum Op {
     Recover(Box<RecoverOp>),
     Settle(Box<SettleOp>),
     Repair(Box<Put>),
+    Probe(Box<ProbeOp>),
 }
 
 /// Operations at once. Beyond it new calls get `Busy`; renewals wait for the next tick.
@@ -344,6 +350,7 @@ pub struct Node {
     pub(crate) reads: BTreeMap<ReadId, persona_mesh_proto::ReadId>,
     pub(crate) rtts: Rtts,
     pub(crate) connected: BTreeSet<PeerKey>,
+    pub(crate) probes: Probes,
 
     /// Whose sections are written here: agents, and the node itself.
     pub(crate) owners: BTreeMap<OwnerKey, Owner>,
@@ -407,6 +414,7 @@ impl Node {
             reads: BTreeMap::new(),
             rtts: Rtts::default(),
             connected: BTreeSet::new(),
+            probes: Probes::default(),
             owners: BTreeMap::new(),
             node_owner,
             imports: BTreeMap::new(),
@@ -447,6 +455,7 @@ impl Node {
             Input::Published { id, result } => self.on_published(id, result),
             Input::Connected { peer } => {
                 if self.connected.insert(peer) {
+                    self.probe_soon(&peer);
                     self.grow_sections(&peer);
                     if self.canary.alone {
                         self.canary.next_us = now.mono_us + 200_000;
@@ -455,6 +464,7 @@ impl Node {
             }
             Input::Disconnected { peer } => {
                 self.connected.remove(&peer);
+                self.probe_soon(&peer);
             }
             Input::Tick => {}
         }
@@ -481,7 +491,7 @@ impl Node {
             .chain(missing)
             .chain(self.pending.values().filter_map(|pending| pending.next_us))
             .chain(canary)
-            .chain([self.next_holder_tick_us, self.messages.next_us])
+            .chain([self.next_holder_tick_us, self.messages.next_us, self.probes.next_us])
             .min()
             .unwrap_or(self.now.mono_us)
     }
@@ -495,6 +505,7 @@ impl Node {
             self.expire_caches();
         }
         self.tick_ops();
+        self.tick_probes();
         self.tick_sections();
         self.tick_missing();
         self.tick_pending();
@@ -516,7 +527,7 @@ impl Node {
                 Some(Op::Recover(_)) => self.recovery_due(id),
                 Some(Op::Settle(_)) => self.settle_due(id),
                 Some(Op::Repair(_)) => self.repair_due(id),
-                None => {}
+                Some(Op::Probe(_)) | None => {}
             }
         }
     }
@@ -529,6 +540,7 @@ impl Node {
             Op::Recover(recovery) => recovery.deadline(),
             Op::Settle(settling) => settling.deadline(),
             Op::Repair(put) => put.deadline(),
+            Op::Probe(_) => None, // its requests are answered or time out
         }
     }
 

@@ -3,7 +3,7 @@
 //! An *owner* is an agent that lives on this node, or the node itself (for its canary and its benchmark). Its sections are kept on this
 //! node's disk as sealed bytes, exactly as holders keep them, so that a restart needs the mesh for nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bincode::{Decode, Encode};
 use persona_agent::{Identity, Index, PairState, Relationship, RootSecret, published_name};
@@ -81,8 +81,16 @@ pub(crate) struct Owned {
     pub(crate) changed: Option<Content>,
     /// The last version that is known to have committed.
     pub(crate) head: Option<CertifiedHead>,
-    /// Shards stored at the last word.
+    /// Shards stored at the last word of its put.
     pub(crate) placed: u8,
+    /// Indices of the holders that are known to have their shard: from the put, and from every probe since.
+    pub(crate) holds: BTreeSet<u8>,
+    /// When a probe was last answered for it, on the wall clock.
+    pub(crate) probed_ms: Option<u64>,
+    /// The next put, or the one on its way, is early, to give the places of holders that are gone to others; it was due then (monotonic).
+    pub(crate) replace_from: Option<u64>,
+    /// Not put early again before (monotonic).
+    pub(crate) replace_after_us: u64,
     /// Holder sets that may still answer for an older version, oldest first.
     pub(crate) live: Vec<OlderSet>,
     pub(crate) last_seq: u64,
@@ -144,6 +152,10 @@ impl Owned {
             changed: None,
             head: None,
             placed: 0,
+            holds: BTreeSet::new(),
+            probed_ms: None,
+            replace_from: None,
+            replace_after_us: 0,
             live: Vec::new(),
             last_seq: 0,
             op: None,
@@ -178,22 +190,20 @@ impl Owned {
     }
 
     /// Takes over what the disk kept.
-    pub(crate) fn restore(&mut self, record: OwnRecord) {
+    pub(crate) fn restore(&mut self, mut record: OwnRecord) {
         self.class = record.class;
         self.ttl_ms = record.ttl_ms;
         self.level = record.level;
-        self.stored = record.stored;
+        self.stored = std::mem::take(&mut record.stored);
         self.content_version = record.content_version;
-        self.head = record.head.and_then(|wire| CertifiedHead::trusted(wire).ok());
-        self.placed = self.head.as_ref().map_or(0, |head| head.certificate.acks.len() as u8);
-        self.live = record.live;
-        self.last_seq = record.last_seq;
+        self.continue_from(record);
     }
 
     /// Takes over what the disk kept of a section whose content is not wanted any more: what it was signed as, and who may answer for it.
     pub(crate) fn continue_from(&mut self, record: OwnRecord) {
         self.head = record.head.and_then(|wire| CertifiedHead::trusted(wire).ok());
-        self.placed = self.head.as_ref().map_or(0, |head| head.certificate.acks.len() as u8);
+        self.holds = self.head.iter().flat_map(|head| head.certificate.acks.iter().map(|ack| ack.index)).collect();
+        self.placed = self.holds.len() as u8;
         self.live = record.live;
         self.last_seq = record.last_seq;
     }

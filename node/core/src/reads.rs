@@ -172,7 +172,7 @@ impl Node {
         match self.ops.get(&op) {
             Some(Op::Put(_)) => self.put_looked_up(op, peers),
             Some(Op::Recover(_)) => self.recovery_looked_up(op, peers),
-            Some(Op::Survey(_) | Op::Settle(_) | Op::Repair(_)) => {}
+            Some(Op::Survey(_) | Op::Settle(_) | Op::Repair(_) | Op::Probe(_)) => {}
             Some(Op::Get(get)) => {
                 let known = self.known_head(&get.wanted.key);
                 let mut candidates = peers;

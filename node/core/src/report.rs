@@ -61,8 +61,8 @@ pub struct AgentReport {
     pub sections: Vec<SectionReport>,
 }
 
-/// A section of an agent of this node, as its last put or renewal left it: `level`, `placed` and `holders` are what was reached then. Nobody
-/// is asked for this report; an [`AnalysisReport`] is what the holders say now.
+/// A section of an agent of this node. `level`, `placed` and `holders` are what its last put or renewal reached; `held`, `level_now` and
+/// `silent` are what every probe of its holders said since. An [`AnalysisReport`] asks them anew.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[allow(missing_docs, reason = "docs/spec/api.md has every field")]
 pub struct SectionReport {
@@ -76,6 +76,10 @@ pub struct SectionReport {
     pub f: u8,
     pub level: u8,
     pub placed: u8,
+    pub held: u8,
+    pub level_now: u8,
+    pub silent: Vec<String>,
+    pub probed_s_ago: Option<f64>,
     pub holders: Vec<String>,
     pub expires_in_s: Option<f64>,
     pub manifest_hash: Option<String>,

@@ -26,6 +26,7 @@ use crate::{
     call::{Answer, CallError},
     node::{Node, OPS_MAX, Op, OpId, Output},
     own::{Content, Owned, Owner, OwnerState, PutWaiter},
+    probes::Probes,
     report::{PutReport, SectionReport},
     settling::SettlePurpose,
     traffic::AfterPersist,
@@ -84,6 +85,14 @@ struct Prepared {
 }
 
 impl PutOp {
+    /// Holders that have signed for their shards so far.
+    fn ackers(&self) -> BTreeSet<u8> {
+        match &self.stage {
+            PutStage::Running(put) => put.ackers().collect(),
+            PutStage::Lookup | PutStage::Intent(_) => BTreeSet::new(),
+        }
+    }
+
     pub(crate) fn deadline(&self) -> Option<u64> {
         match &self.stage {
             PutStage::Running(put) => put.deadline(),
@@ -260,7 +269,7 @@ impl Node {
     fn put_found(&mut self, op: OpId, peers: &[PeerKey]) {
         let Some(Op::Put(put)) = self.ops.get(&op) else { return };
         let (id, name) = (put.owner, put.name.clone());
-        if self.grows_no_further(&id, &name, peers) {
+        if self.grows_no_further(&id, &name, peers) || self.replaces_nobody(&id, &name, peers) {
             self.ops.remove(&op);
             return;
         }
@@ -285,8 +294,7 @@ impl Node {
         let usable = peers.iter().filter(|peer| **peer != me).count();
         let has =
             owned.head.as_ref().map_or(0, |head| if head.manifest.holders == [me] { 0 } else { usize::from(head.manifest.shape.n()) });
-        let asked_for = owned.changed.is_some() || owned.intent.is_some() || !owned.waiting.is_empty() || !owned.waiting_next.is_empty();
-        if asked_for || usable.min(Shape::holders_wanted(owned.level).into()) > has {
+        if owned.is_asked_for() || usable.min(Shape::holders_wanted(owned.level).into()) > has {
             return false;
         }
         owned.op = None;
@@ -301,6 +309,11 @@ impl Node {
         let now = self.now;
         let me = self.me;
         let connected = self.connected.clone();
+        let last =
+            self.owners.get(id).and_then(|owner| owner.sections.get(name)).and_then(|owned| Some((owned.head.as_ref()?, owned.class)));
+        let gone = last.map(|(head, class)| self.gone_holders(&head.manifest.holders, class)).unwrap_or_default();
+        let mut last_alive: Vec<(u64, PeerKey)> = gone.iter().map(|peer| (self.probes.alive_us(peer), *peer)).collect();
+        last_alive.sort_unstable();
         let Some(owner) = self.owners.get_mut(id) else { return Err(CallError::UnknownAgent(id.to_did())) };
         let term = owner.term;
         let Some(owned) = owner.sections.get_mut(name) else { return Err(CallError::BadRequest(format!("no section {name}"))) };
@@ -328,14 +341,29 @@ impl Node {
         }
 
         let previous: Vec<PeerKey> = owned.head.as_ref().map(|head| head.manifest.holders.clone()).unwrap_or_default();
+        // A lookup that does not list a holder is no reason to move its shard. New content is sent to all anyway: there it goes to the living.
+        let stays =
+            |peer: &&PeerKey| !peers.contains(peer) && !gone.contains(*peer) && (owned.changed.is_none() || connected.contains(*peer));
         let candidates: Vec<Candidate> = peers
             .iter()
+            .chain(previous.iter().filter(stays))
             .filter(|peer| **peer != me)
             .map(|peer| Candidate { peer: *peer, connected: connected.contains(peer), first_seen_ms: None, prefix: None })
             .collect();
-        let exclude: Vec<PeerKey> = owned.avoid.keys().copied().filter(|peer| candidates.iter().any(|c| c.peer == *peer)).collect();
+        let avoided = owned.avoid.keys().chain(&gone).copied().filter(|peer| candidates.iter().any(|c| c.peer == *peer));
+        let mut exclude: Vec<PeerKey> = avoided.collect();
         let wanted = Shape::holders_wanted(owned.level);
         let mut holders = choose_holders(&owned.key, &candidates, &previous, &exclude, wanted, None, now.wall_ms);
+        if owned.replace_from.is_some() && holders.len() < previous.len().min(wanted.into()) {
+            // Too few others: those of the gone that were heard of last keep their places for now, for a smaller shape helps nobody.
+            let spare = previous.len() - holders.len();
+            let kept: Vec<PeerKey> = last_alive.iter().rev().take(spare).map(|(_, peer)| *peer).collect();
+            exclude.retain(|peer| !kept.contains(peer));
+            let back = kept.iter().filter(|peer| !peers.contains(peer));
+            let back = back.map(|peer| Candidate { peer: *peer, connected: false, first_seen_ms: None, prefix: None });
+            let candidates: Vec<Candidate> = candidates.iter().cloned().chain(back).collect();
+            holders = choose_holders(&owned.key, &candidates, &previous, &exclude, wanted, None, now.wall_ms);
+        }
         if holders.is_empty() {
             // Whoever did not answer lately is still better than nobody.
             holders = choose_holders(&owned.key, &candidates, &previous, &[], wanted, None, now.wall_ms);
@@ -496,9 +524,10 @@ impl Node {
 
     fn put_placed(&mut self, op: OpId, placed: u8) {
         let Some(Op::Put(put)) = self.ops.get(&op) else { return };
-        let (owner, name) = (put.owner, put.name.clone());
+        let (owner, name, holds) = (put.owner, put.name.clone(), put.ackers());
         if let Some(owned) = self.owned(&owner, &name) {
             owned.placed = placed;
+            owned.holds.extend(holds);
         }
     }
 
@@ -578,7 +607,7 @@ impl Node {
         let now = self.now;
         let jitter = f64::from(self.rng.next_u32()) / f64::from(u32::MAX);
         let Some(Op::Put(put)) = self.ops.get(&op) else { return };
-        let (id, name, started_us, renewal) = (put.owner, put.name.clone(), put.started_us, put.renewal);
+        let (id, name, started_us, renewal, holds) = (put.owner, put.name.clone(), put.started_us, put.renewal, put.ackers());
         let me = self.me;
         let state = self.owners.get(&id).map(|owner| owner.state);
         let mine = |owned: &&mut Owned| owned.op == Some(op);
@@ -592,11 +621,14 @@ impl Node {
         if result.is_err() {
             owned.candidates = None;
         }
+        let early = owned.replace_from.is_some() && !owned.is_waited_for() && !matches!(state, OwnerState::Fenced(_));
         match result {
             Ok(receipt) => {
                 owned.failures = 0;
                 owned.intent = None;
                 owned.placed = receipt.placed;
+                (owned.holds, owned.probed_ms) = (holds, None);
+                let replaced = owned.replace_from.take().is_some();
                 if receipt.stale_until_ms.is_none() {
                     owned.live.clear();
                 }
@@ -633,13 +665,22 @@ impl Node {
                     self.ops.remove(&old);
                 }
                 self.count(if renewal { "puts_renewed" } else { "puts_committed" });
+                if replaced {
+                    self.count("sections_replaced");
+                }
                 self.persist(writes, AfterPersist::Nothing);
                 let alone = receipt.head.manifest.holders == [me];
                 for waiter in waiting {
                     self.tell_put(&id, &name, waiter, Ok((report.clone(), started_us, alone)));
                 }
             }
+            Err(_) if early => {
+                owned.replace_later(now);
+                self.ops.remove(&op);
+                self.count("replacements_failed");
+            }
             Err(error) => {
+                owned.replace_from = None;
                 owned.failures += 1;
                 let pause_ms = (RETRY_MS << owned.failures.min(6)).min(RETRY_MAX_MS);
                 let again_at_once = owned.failures < ATTEMPTS_BEFORE_ERROR && matches!(error, CallError::NotEnoughHolders { .. });
@@ -853,7 +894,7 @@ impl Node {
 
     pub(crate) fn section_reports(&self, id: &OwnerKey) -> Vec<SectionReport> {
         let Some(owner) = self.owners.get(id) else { return Vec::new() };
-        owner.sections.iter().map(|(name, owned)| section_report(name, owned, self.now.wall_ms)).collect()
+        owner.sections.iter().map(|(name, owned)| section_report(name, owned, &self.probes, self.now.wall_ms)).collect()
     }
 
     /// Every section of this node's owners by its key, for labels.
@@ -903,9 +944,11 @@ fn put_report(name: &str, owned: &Owned, receipt: &PutReceipt, renewal: bool, st
     }
 }
 
-fn section_report(name: &str, owned: &Owned, now_ms: u64) -> SectionReport {
+fn section_report(name: &str, owned: &Owned, probes: &Probes, now_ms: u64) -> SectionReport {
     let manifest = owned.head.as_ref().map(|head| &head.manifest);
     let expires = manifest.map(|manifest| expires_in_s(manifest.expires_at_ms(), now_ms));
+    let silent = |index: u8| manifest.is_some_and(|manifest| probes.is_silent(&manifest.holders[usize::from(index)]));
+    let held = owned.holds.iter().filter(|index| !silent(**index)).count() as u8;
     SectionReport {
         name: name.to_owned(),
         class: owned.class.name(),
@@ -917,6 +960,12 @@ fn section_report(name: &str, owned: &Owned, now_ms: u64) -> SectionReport {
         f: manifest.map_or(0, |manifest| manifest.shape.f()),
         level: manifest.map_or(0, |manifest| manifest.shape.level_at(owned.placed)),
         placed: owned.placed,
+        held,
+        level_now: manifest.map_or(0, |manifest| manifest.shape.level_at(held)),
+        silent: manifest
+            .map(|manifest| manifest.holders.iter().filter(|peer| probes.is_silent(peer)).map(PeerKey::to_peer_id_string).collect())
+            .unwrap_or_default(),
+        probed_s_ago: owned.probed_ms.map(|at_ms| now_ms.saturating_sub(at_ms) as f64 / 1000.0),
         holders: manifest.map(|manifest| manifest.holders.iter().map(PeerKey::to_peer_id_string).collect()).unwrap_or_default(),
         expires_in_s: expires,
         manifest_hash: manifest.map(|manifest| manifest.hash().to_hex()),

@@ -156,6 +156,7 @@ impl Node {
             Ok(frame) => match ResponseFrame::from_bytes(&frame, waiting.len()) {
                 Ok(frame) => {
                     self.rtts.record(self.now.mono_us.saturating_sub(sent_us));
+                    self.probes.heard(&to, self.now.mono_us);
                     Some(frame.responses)
                 }
                 Err(error) => {
@@ -187,6 +188,7 @@ impl Node {
             Some(Op::Recover(_)) => self.recovery_reply(op, tag, reply),
             Some(Op::Settle(_)) => self.settle_reply(op, tag, reply),
             Some(Op::Repair(_)) => self.repair_reply(op, tag, reply),
+            Some(Op::Probe(_)) => self.probe_reply(op, tag, reply),
             None => {}
         }
     }
@@ -317,5 +319,6 @@ fn request_size(request: &Request) -> usize {
         Request::Never { manifest, .. } => 256 + manifest.body.len(),
         Request::Abort { aborted } => 2048 + aborted.manifest.body.len(),
         Request::Shard { .. } | Request::Recall { .. } => 128,
+        Request::Probe { sections } => 32 + 96 * sections.len(),
     }
 }

@@ -10,6 +10,9 @@ use persona_foreign::{
 /// The most requests in a frame.
 pub(crate) const REQUESTS_MAX: usize = 64;
 
+/// The most sections in a probe.
+const PROBED_MAX: usize = 256;
+
 /// A manifest as it travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RawManifest<'a> {
@@ -54,6 +57,7 @@ pub(crate) enum RawRequest<'a> {
         manifest: RawManifest<'a>,
         nevers: &'a [u8],
     },
+    Probe,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,6 +83,7 @@ pub(crate) enum RawResponse<'a> {
     Promised(&'a [u8]),
     Prepared(RawManifest<'a>, &'a [u8]),
     Aborted,
+    Probed,
 }
 
 /// A row of table 2.
@@ -154,7 +159,7 @@ fn whole<'a, T>(bytes: &'a [u8], read: impl FnOnce(&mut Reader<'a>) -> Result<T,
 }
 
 fn request<'a>(reader: &mut Reader<'a>) -> Result<RawRequest<'a>, FrameError> {
-    Ok(match reader.variant(7)? {
+    Ok(match reader.variant(8)? {
         0 => RawRequest::Prepare { manifest: manifest(reader)?, index: reader.u8()?, shard: reader.option(Reader::bytes)? },
         1 => RawRequest::Commit { head: head(reader)? },
         2 => {
@@ -172,12 +177,19 @@ fn request<'a>(reader: &mut Reader<'a>) -> Result<RawRequest<'a>, FrameError> {
             let _order: [u8; 64] = reader.array()?;
             RawRequest::Never { manifest, index }
         }
-        _ => RawRequest::Abort { manifest: manifest(reader)?, nevers: ack_list(reader)? },
+        6 => RawRequest::Abort { manifest: manifest(reader)?, nevers: ack_list(reader)? },
+        _ => {
+            let sections = reader.list(|reader| Ok((reader.array::<32>()?, Version::read(reader)?)))?;
+            if sections.len() > PROBED_MAX {
+                return Err(FrameError::Malformed);
+            }
+            RawRequest::Probe
+        }
     })
 }
 
 fn response<'a>(reader: &mut Reader<'a>) -> Result<RawResponse<'a>, FrameError> {
-    Ok(match reader.variant(16)? {
+    Ok(match reader.variant(17)? {
         0 => RawResponse::Acked(ack(reader)?),
         1 => RawResponse::NeedShard,
         2 => RawResponse::Committed,
@@ -206,7 +218,12 @@ fn response<'a>(reader: &mut Reader<'a>) -> Result<RawResponse<'a>, FrameError> 
         }
         13 => RawResponse::Promised(ack(reader)?),
         14 => RawResponse::Prepared(manifest(reader)?, ack(reader)?),
-        _ => RawResponse::Aborted,
+        15 => RawResponse::Aborted,
+        _ => {
+            let _clock_ms = reader.u64()?;
+            reader.list(|reader| Ok((boolean(reader)?, boolean(reader)?)))?;
+            RawResponse::Probed
+        }
     })
 }
 

@@ -32,6 +32,7 @@ enum Asked {
     Shard { key: Key, version: Version },
     Never { id: Option<ManifestId> },
     Abort,
+    Probe,
 }
 
 /// What an answer said, for whoever hears it.
@@ -111,6 +112,7 @@ impl Auditor {
                 }
                 Asked::Abort
             }
+            RawRequest::Probe => Asked::Probe,
         }
     }
 

@@ -43,6 +43,7 @@ fn key_of(request: &Request) -> Option<[u8; 32]> {
         Request::Head { key, .. } | Request::Shard { key, .. } | Request::Recall { key, .. } => Some(key.0),
         Request::Never { manifest, .. } => of(manifest),
         Request::Abort { aborted } => of(&aborted.manifest),
+        Request::Probe { .. } => None,
     }
 }
 
@@ -60,6 +61,7 @@ fn told(request: &Request) -> String {
         Request::Recall { .. } => "RECALL".into(),
         Request::Never { manifest, .. } => format!("NEVER {}", version(manifest)),
         Request::Abort { aborted } => format!("ABORT {}", version(&aborted.manifest)),
+        Request::Probe { sections } => format!("PROBE {} sections", sections.len()),
     }
 }
 

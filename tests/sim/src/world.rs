@@ -100,11 +100,13 @@ pub enum Kind {
     Recall,
     /// `Never` and `Abort`.
     Never,
+    /// `Probe`.
+    Probe,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 6] = [Self::Prepare, Self::Commit, Self::Head, Self::Shard, Self::Recall, Self::Never];
+    pub const ALL: [Self; 7] = [Self::Prepare, Self::Commit, Self::Head, Self::Shard, Self::Recall, Self::Never, Self::Probe];
 
     fn of(request: &Request) -> Self {
         match request {
@@ -114,6 +116,7 @@ impl Kind {
             Request::Shard { .. } => Self::Shard,
             Request::Recall { .. } => Self::Recall,
             Request::Never { .. } | Request::Abort { .. } => Self::Never,
+            Request::Probe { .. } => Self::Probe,
         }
     }
 }

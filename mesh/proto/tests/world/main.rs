@@ -610,6 +610,7 @@ impl World {
             Request::Recall { .. } => ("recall", 0),
             Request::Never { .. } => ("never", 0),
             Request::Abort { .. } => ("abort", 0),
+            Request::Probe { .. } => ("probe", 0),
         };
         self.sent.push(Sent { task, node, kind, shard_bytes });
         if !self.tasks[task].blocked.contains(&node) {
@@ -889,6 +890,7 @@ impl World {
                 SignedManifest::trusted(manifest.clone()).ok()?.key
             }
             Request::Head { key, .. } | Request::Shard { key, .. } | Request::Recall { key, .. } => *key,
+            Request::Probe { .. } => return None,
         };
         let frozen = lie == Lie::Stale && self.holder(node).head(&key, self.now).is_some();
         match (lie, request) {

@@ -7,6 +7,7 @@
 mod amnesia;
 mod evidence;
 mod messages;
+mod probes;
 mod random;
 mod sections;
 mod settling;
