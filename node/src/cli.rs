@@ -143,6 +143,9 @@ struct Up {
     /// A file with the passphrase of the node's keystore [default: $PERSONA_PASSPHRASE, else the terminal]
     #[arg(long, value_name = "FILE")]
     passphrase_file: Option<PathBuf>,
+    /// Let no more than f holders of a section be in one network: a /24 of IPv4 or a /48 of IPv6. Private addresses do not count
+    #[arg(long)]
+    diversity_prefix: bool,
     /// Where agents are born on this node, unless they say otherwise
     #[arg(long, default_value = "", value_name = "TEXT")]
     birth_place: String,
@@ -436,6 +439,7 @@ async fn run(verb: Verb, common: &Common) -> anyhow::Result<ExitCode> {
                 bootstrap: up.bootstrap,
                 api: up.api,
                 passphrase_file: up.passphrase_file,
+                diversity_prefix: up.diversity_prefix,
                 birth_place: up.birth_place,
                 json: common.json,
             };
@@ -664,14 +668,15 @@ async fn section(verb: SectionVerb, common: &Common) -> anyhow::Result<()> {
             show(common, &reply, |reply| {
                 let tolerance = if reply["byzantine_tolerant"] == true { "" } else { " (not Byzantine-tolerant)" };
                 format!(
-                    "stored as version {}: {} of {} holders have a shard on disk, any {} of {} shards give it back: level {}{tolerance}, for {:.0} s unless renewed",
+                    "stored as version {}: {} of {} holders have a shard on disk, any {} of {} shards give it back: level {}{tolerance}, for {:.0} s unless renewed\nchance that it is lost before then, if this node were gone and nobody repaired it: {}",
                     text(&reply["version"]),
                     reply["placed"],
                     reply["n"],
                     reply["k"],
                     reply["n"],
                     reply["level"],
-                    number(&reply["expires_in_s"])
+                    number(&reply["expires_in_s"]),
+                    odds(number(&reply["loss_chance"]))
                 )
             });
         }
@@ -913,6 +918,20 @@ fn status_text(reply: &Value) -> String {
         ),
     ];
     lines.extend(reply["listen_addrs"].as_array().into_iter().flatten().map(|address| format!("listens on {}", text(address))));
+    let churn = &reply["churn"];
+    lines.push(format!(
+        "watched holders for {:.1} hours, {} died; by that {:.1} % die within an hour",
+        number(&churn["holder_hours"]),
+        churn["deaths"],
+        number(&churn["death_chance_1h"]) * 100.0
+    ));
+    if reply["clock"]["synced"] == false {
+        lines.push(format!(
+            "this clock is off by {:.1} s, as {} peers show",
+            number(&reply["clock"]["offset_ms"]).abs() / 1000.0,
+            reply["clock"]["peers"]
+        ));
+    }
     for agent in reply["agents"].as_array().into_iter().flatten() {
         let lowest = |level: &str| {
             let sections = agent["sections"].as_array().into_iter().flatten();
@@ -931,6 +950,19 @@ fn status_text(reply: &Value) -> String {
     lines.extend(reply["advice"].as_array().into_iter().flatten().map(|advice| format!("advice: {}", text(advice))));
     lines.extend(reply["alarms"].as_array().into_iter().flatten().map(|alarm| format!("alarm: {}", text(&alarm["text"]))));
     lines.join("\n")
+}
+
+/// A small chance in words: people read `1 in 4300` more easily than `2.3e-4`.
+fn odds(chance: f64) -> String {
+    match chance {
+        _ if chance < 1e-12 => "less than 1 in a trillion".to_owned(),
+        _ if chance >= 0.1 => format!("{:.0} %", chance * 100.0),
+        _ => {
+            let one_in = 1.0 / chance;
+            let unit = 10_f64.powf((one_in.log10() - 1.0).floor().max(0.0)); // two digits say all that is known
+            format!("1 in {:.0}", (one_in / unit).round() * unit)
+        }
+    }
 }
 
 fn analysis_text(reply: &Value) -> String {
@@ -1076,6 +1108,21 @@ mod tests {
             }
         }
         look(&Cli::command(), "persona");
+    }
+
+    #[test]
+    fn chances_are_told_in_two_digits() {
+        let told = [
+            (0.0, "less than 1 in a trillion"),
+            (2.33e-4, "1 in 4300"),
+            (0.05, "1 in 20"),
+            (0.3, "30 %"),
+            (1.0, "100 %"),
+            (1e-9, "1 in 1000000000"),
+        ];
+        for (chance, words) in told {
+            assert_eq!(odds(chance), words);
+        }
     }
 
     #[test]

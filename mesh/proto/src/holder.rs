@@ -187,6 +187,8 @@ pub struct Holder {
     reads: BTreeMap<ReadId, PendingRead>,
     calls_open: usize,
     amnesia: Amnesia,
+    /// Whether this node's clock is good enough for class active.
+    clock_trusted: bool,
 }
 
 /// What this node knows of one section.
@@ -386,6 +388,7 @@ impl Holder {
             reads: BTreeMap::new(),
             calls_open: 0,
             amnesia: Amnesia::default(),
+            clock_trusted: true,
         }
     }
 
@@ -607,6 +610,16 @@ impl Holder {
         Some(self.live_head(key, now)?.head.clone())
     }
 
+    /// Whether this node's clock is good enough for class active. While it is not, nothing of that class is taken or served.
+    pub fn trust_clock(&mut self, trusted: bool) {
+        self.clock_trusted = trusted;
+    }
+
+    fn withholds(&self, key: &SectionKey) -> bool {
+        let active = |section: &Section| section.heads().any(|head| head.head.manifest.class == Class::Active);
+        !self.clock_trusted && self.sections.get(key).is_some_and(active)
+    }
+
     /// The limits in force.
     pub fn limits(&self) -> &HolderLimits {
         &self.limits
@@ -811,6 +824,9 @@ impl Holder {
         signer: &dyn Signer,
         out: &mut Vec<HolderOut>,
     ) -> Option<Response> {
+        if self.withholds(&key) {
+            return Some(refused(Refusal::ClockUnsynced));
+        }
         if self.forgot(&key) {
             self.ask_recovery(&key, None, None, now, out);
             return Some(Response::Recovering);
@@ -862,6 +878,9 @@ impl Holder {
     }
 
     fn shard(&mut self, call: CallId, key: SectionKey, version: Version, now: Now, out: &mut Vec<HolderOut>) -> Option<Response> {
+        if self.withholds(&key) {
+            return Some(Response::Absent);
+        }
         let section = self.sections.get(&key);
         let here = section.and_then(|section| section.shard_of(&version)).filter(|(stored, _)| !stored.life.over(now));
         if let Some((index, hash, life)) = here.map(|(stored, hash)| (stored.index, hash, stored.life)) {
@@ -899,6 +918,9 @@ impl Holder {
 
     /// Neither issued in the future nor expired, within the allowance.
     fn in_time(&self, manifest: &SignedManifest, now: Now) -> Result<Life, Response> {
+        if manifest.class == Class::Active && !self.clock_trusted {
+            return Err(refused(Refusal::ClockUnsynced));
+        }
         if manifest.issued_at_ms > now.wall_ms.saturating_add(clock_allowance_ms(manifest.class)) {
             return Err(refused(Refusal::FromTheFuture));
         }

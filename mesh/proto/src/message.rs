@@ -252,6 +252,9 @@ pub enum Refusal {
     /// The order to give a version up is not its owner's.
     #[error("the owner did not order that this version be given up")]
     BadOrder,
+    /// This node's clock is off by more than the allowance of class active.
+    #[error("this node's clock is off, and it takes no part in class active")]
+    ClockUnsynced,
 }
 
 impl RequestFrame {

@@ -11,6 +11,7 @@
 //! ```
 
 mod call;
+mod churn;
 mod disk;
 mod evidence;
 mod import;

@@ -9,7 +9,7 @@ use chacha20::ChaCha20Rng;
 use persona_agent::CommitmentRegistry;
 use persona_fragments::{CertifiedHead, Classes, Equivocation, OwnerKey, PeerKey, SectionKey, Signer, Verifier};
 use persona_mesh_proto::{
-    Now, PersistId, ReadId, Table, Write,
+    Now, PeerClocks, PersistId, ReadId, Table, Write,
     holder::{Holder, HolderLimits},
     put::{Put, Timing as PutTiming},
 };
@@ -17,6 +17,7 @@ use rand_core::SeedableRng;
 
 use crate::{
     call::{Answer, Call, CallError, Keep},
+    churn::Churn,
     import::Import,
     messages::Messages,
     missing::Missing,
@@ -47,6 +48,8 @@ pub struct Config {
     /// How long a holder of a core section or a document may be silent before its place is given to another, in milliseconds. Too low and every
     /// reboot costs a put; too high and slow failures outrun it.
     pub holder_silence_max_ms: u64,
+    /// Let no more than `f` holders of a section be in one network. Off: a mesh whose nodes share a few networks would store at lower levels.
+    pub diversity: bool,
     /// How often a node that is ready proves that it still is, by a put and a get through others, in seconds.
     pub canary_s: u64,
     /// How long an unacknowledged message is sent again and again before it is given up, in milliseconds.
@@ -64,6 +67,7 @@ impl Default for Config {
             request_timeout_ms: 3_000,
             coalesce_ms: 300,
             holder_silence_max_ms: 30_000,
+            diversity: false,
             canary_s: 60,
             message_ttl_ms: 24 * 3600 * 1000,
             mesh_secret: None,
@@ -175,6 +179,8 @@ pub enum Input {
     Connected {
         /// Which.
         peer: PeerKey,
+        /// The network that it is in, if that says anything: its /24 (IPv4) or /48 (IPv6).
+        prefix: Option<[u8; 8]>,
     },
     /// A peer is connected no more.
     Disconnected {
@@ -316,6 +322,9 @@ pub(crate) const OPS_MAX: usize = 8192;
 /// Certified heads remembered of other owners' sections. When full, the one that expires first makes room.
 pub(crate) const HEADS_CACHED_MAX: usize = 4096;
 
+/// Peers whose networks are remembered.
+const PREFIXES_MAX: usize = 4096;
+
 /// The same alarm is raised again only after so long, in milliseconds.
 const ALARM_REPEAT_MS: u64 = 60_000;
 
@@ -328,7 +337,10 @@ pub struct Node {
     pub(crate) config: Config,
     pub(crate) keys: NodeKeys,
     pub(crate) rng: ChaCha20Rng,
+    /// What time it is: in mesh time, where this node's clock is certainly wrong.
     pub(crate) now: Now,
+    /// What this node's clock says. The holder goes by it alone: nobody's word makes it drop what it keeps.
+    pub(crate) own_now: Now,
     /// Ids of everything: operations, requests, batches, reads, lookups.
     next_id: u64,
     /// What this turn wants done, in order.
@@ -350,7 +362,13 @@ pub struct Node {
     pub(crate) reads: BTreeMap<ReadId, persona_mesh_proto::ReadId>,
     pub(crate) rtts: Rtts,
     pub(crate) connected: BTreeSet<PeerKey>,
+    /// Networks of peers that are or were connected. Bounded by [`PREFIXES_MAX`]: beyond it those that are not connected now are forgotten.
+    pub(crate) prefixes: BTreeMap<PeerKey, [u8; 8]>,
     pub(crate) probes: Probes,
+    pub(crate) clocks: PeerClocks,
+    /// Whether the operator was told that the clock is off, by more than the allowance of class active and of the others.
+    pub(crate) clock_off: (bool, bool),
+    pub(crate) churn: Churn,
 
     /// Whose sections are written here: agents, and the node itself.
     pub(crate) owners: BTreeMap<OwnerKey, Owner>,
@@ -400,6 +418,7 @@ impl Node {
             keys,
             rng: ChaCha20Rng::from_seed(seed),
             now,
+            own_now: now,
             next_id: 1,
             out: Vec::new(),
             sends: Vec::new(),
@@ -414,7 +433,11 @@ impl Node {
             reads: BTreeMap::new(),
             rtts: Rtts::default(),
             connected: BTreeSet::new(),
+            prefixes: BTreeMap::new(),
             probes: Probes::default(),
+            clocks: PeerClocks::default(),
+            clock_off: (false, false),
+            churn: Churn::default(),
             owners: BTreeMap::new(),
             node_owner,
             imports: BTreeMap::new(),
@@ -442,7 +465,8 @@ impl Node {
 
     /// Feeds one event to the node. The caller carries out every output, in order.
     pub fn handle(&mut self, input: Input, now: Now) -> Vec<Output> {
-        self.now = now;
+        self.own_now = now;
+        self.now = self.clocks.mesh_time(now);
         match input {
             Input::Call { id, call } => self.on_call(id, call),
             Input::Frame { inbound, from, frame } => self.on_frame(inbound, from, &frame),
@@ -453,9 +477,11 @@ impl Node {
             Input::Loaded { id, value } => self.on_loaded(id, value),
             Input::Gossip { message, topic, data } => self.on_gossip(message, topic, &data),
             Input::Published { id, result } => self.on_published(id, result),
-            Input::Connected { peer } => {
+            Input::Connected { peer, prefix } => {
+                self.note_prefix(peer, prefix);
                 if self.connected.insert(peer) {
                     self.probe_soon(&peer);
+                    self.sample_clocks_soon();
                     self.grow_sections(&peer);
                     if self.canary.alone {
                         self.canary.next_us = now.mono_us + 200_000;
@@ -500,7 +526,8 @@ impl Node {
     fn tick(&mut self) {
         if self.now.mono_us >= self.next_holder_tick_us {
             self.next_holder_tick_us = self.now.mono_us + 1_000_000;
-            let outs = self.holder.tick(self.now);
+            self.judge_clock();
+            let outs = self.holder.tick(self.own_now);
             self.run_holder(outs);
             self.expire_caches();
         }
@@ -547,6 +574,17 @@ impl Node {
     /// Something changed about an operation: from now on it is looked at when it wants to be.
     pub(crate) fn note_deadline(&mut self, id: OpId) {
         self.due.extend(self.op_deadline(id).map(|at| (at, id)));
+    }
+
+    fn note_prefix(&mut self, peer: PeerKey, prefix: Option<[u8; 8]>) {
+        match prefix {
+            Some(prefix) => self.prefixes.insert(peer, prefix),
+            None => self.prefixes.remove(&peer),
+        };
+        if self.prefixes.len() > PREFIXES_MAX {
+            let connected = &self.connected;
+            self.prefixes.retain(|peer, _| connected.contains(peer));
+        }
     }
 
     fn expire_caches(&mut self) {
@@ -651,6 +689,8 @@ impl Node {
             shard_bytes: held.shard_bytes,
             lost_store_ms: held.lost_store_ms,
             canary: self.canary.report.clone(),
+            clock: self.clock_report(),
+            churn: self.churn_report(),
             alarms: self.alarms.iter().cloned().collect(),
             counters: self.counters.clone(),
         }

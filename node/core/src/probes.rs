@@ -14,8 +14,10 @@ use persona_mesh_proto::{
 use rand_core::Rng as _;
 
 use crate::{
+    call::CallError,
     node::{Node, OPS_MAX, Op, OpId},
     own::{Owned, OwnerState},
+    report::{ChurnReport, ClockReport},
 };
 
 /// Every holder is asked once in so long, and up to [`PROBE_JITTER_US`] more. Twice that, and a third for good measure, fits into the silence
@@ -43,13 +45,22 @@ const REPLACE_AGAIN_US: u64 = 30_000_000;
 /// Holders handed their shards back at once. The next probe finds the rest.
 const REFILLS_MAX: usize = 32;
 
+/// A node asks so many peers for the time at least, holders or not: with seven, three may lie.
+const CLOCK_PEERS: usize = 7;
+
+/// A peer that holds nothing is asked for the time once in so long: clocks drift slowly.
+const CLOCK_US: u64 = 60_000_000;
+
+/// How soon after a peer came one that knows too few clocks asks.
+const CLOCK_SOON_US: u64 = 500_000;
+
 /// A version is left to its own placement for so long after its issue, in milliseconds.
 const YOUNG_MS: u64 = 5_000;
 
 /// Whom this node watches.
 #[derive(Default)]
 pub(crate) struct Probes {
-    /// Holders of this node's sections, and nobody else.
+    /// Holders of this node's sections, and up to [`CLOCK_PEERS`] others for their clocks.
     peers: BTreeMap<PeerKey, Watched>,
     /// When to look again, in monotonic microseconds.
     pub(crate) next_us: u64,
@@ -60,6 +71,8 @@ pub(crate) struct Probes {
 struct Watched {
     /// When to ask next, in monotonic microseconds.
     next_us: u64,
+    /// Whether it holds something for this node. Others are only asked for the time.
+    holds: bool,
     /// The last sign of life.
     alive_us: u64,
     /// Probes that failed since, each sent [`PROBE_US`] after the one before at the earliest.
@@ -71,6 +84,10 @@ struct Watched {
 }
 
 impl Watched {
+    fn new(next_us: u64, holds: bool, now_us: u64) -> Self {
+        Self { next_us, holds, alive_us: now_us, failures: 0, failed_us: 0, op: None }
+    }
+
     fn alive(&mut self, now_us: u64) {
         (self.alive_us, self.failures) = (now_us, 0);
     }
@@ -154,21 +171,17 @@ impl Node {
         }
         if now_us > self.probes.next_us.saturating_add(PROBE_US) {
             // This node slept, or has just started: it knows nothing of the time between.
+            self.churn.slept(self.probes.next_us, now_us);
             self.probes.peers.values_mut().for_each(|watched| watched.alive(now_us));
         }
         let mut sections = self.held_sections();
-        self.probes.peers.retain(|peer, _| sections.contains_key(peer));
-        for peer in sections.keys().filter(|peer| !self.probes.peers.contains_key(peer)).copied().collect::<Vec<_>>() {
-            let next_us = now_us + self.rng.next_u64() % (PROBE_US / 2);
-            let watched = Watched { next_us, alive_us: now_us, failures: 0, failed_us: 0, op: None };
-            self.probes.peers.insert(peer, watched);
-        }
+        self.choose_watched(&sections);
         let due = |(peer, watched): (&PeerKey, &Watched)| (watched.next_us <= now_us).then_some(*peer);
         let due: Vec<PeerKey> = self.probes.peers.iter().filter_map(due).collect();
         for peer in due {
-            let next_us = now_us + PROBE_US + self.rng.next_u64() % PROBE_JITTER_US;
+            let jitter_us = self.rng.next_u64() % PROBE_JITTER_US;
             let Some(watched) = self.probes.peers.get_mut(&peer) else { continue };
-            watched.next_us = next_us;
+            watched.next_us = now_us + jitter_us + if watched.holds { PROBE_US } else { CLOCK_US };
             // One that is not over yet is not doubled, and a node with too much to do knows nothing of others.
             if watched.op.is_none() && self.ops.len() < OPS_MAX {
                 self.begin_probe(peer, sections.remove(&peer).unwrap_or_default());
@@ -176,6 +189,92 @@ impl Node {
         }
         let soonest = self.probes.peers.values().map(|watched| watched.next_us).min();
         self.probes.next_us = soonest.unwrap_or(u64::MAX).min(now_us + PROBE_US);
+    }
+
+    /// Every holder is watched, and if these are few, some other peers for their clocks.
+    fn choose_watched(&mut self, sections: &BTreeMap<PeerKey, Vec<Asked>>) {
+        let now_us = self.now.mono_us;
+        let Self { probes, churn, connected, rng, .. } = self;
+        for (peer, watched) in &mut probes.peers {
+            let holds = sections.contains_key(peer);
+            if watched.holds && !holds {
+                churn.unwatched(peer, watched.alive_us);
+            } else if holds && !watched.holds {
+                watched.next_us = watched.next_us.min(now_us + PROBE_US);
+            }
+            watched.holds = holds;
+        }
+        probes.peers.retain(|peer, watched| watched.holds || connected.contains(peer));
+        for peer in sections.keys() {
+            if !probes.peers.contains_key(peer) {
+                probes.peers.insert(*peer, Watched::new(now_us + rng.next_u64() % (PROBE_US / 2), true, now_us));
+            }
+            if probes.is_silent(peer) {
+                continue;
+            }
+            churn.lives(peer, now_us);
+        }
+        let mut watched = probes.peers.len();
+        let mut others: Vec<PeerKey> = connected.iter().filter(|peer| !probes.peers.contains_key(peer)).copied().collect();
+        while watched < CLOCK_PEERS && !others.is_empty() {
+            // By chance, and not the first: whoever picks his key must not be asked by everybody.
+            let peer = others.swap_remove((rng.next_u64() % others.len() as u64) as usize);
+            let next_us = now_us + rng.next_u64() % CLOCK_SOON_US;
+            probes.peers.insert(peer, Watched::new(next_us, false, now_us));
+            watched += 1;
+        }
+    }
+
+    /// A peer came: if too few clocks are known, it may be asked for the time.
+    pub(crate) fn sample_clocks_soon(&mut self) {
+        if self.probes.peers.len() < CLOCK_PEERS {
+            self.probes.next_us = self.probes.next_us.min(self.now.mono_us + CLOCK_SOON_US);
+        }
+    }
+
+    /// Tells the operator when the clock is off by more than an allowance, and the holder, which then takes no part in class active.
+    pub(crate) fn judge_clock(&mut self) {
+        self.clocks.refresh(self.own_now);
+        let off = (self.clocks.is_off(Class::Active, self.own_now), self.clocks.is_off(Class::Core, self.own_now));
+        self.holder.trust_clock(!off.0);
+        let before = std::mem::replace(&mut self.clock_off, off);
+        let Some(offset_ms) = self.clocks.offset_ms(self.own_now).filter(|_| off.0 && !before.0 || off.1 && !before.1) else { return };
+        let (seconds, which) = (offset_ms.unsigned_abs() as f64 / 1000.0, if offset_ms < 0 { "ahead of" } else { "behind" });
+        let text = format!(
+            "this node's clock is {seconds:.1} s {which} those of its peers: sections of class active are refused, and all others dated by the \
+             peers' clocks. Set this machine's clock, by NTP if it can be"
+        );
+        self.alarm("clock", text);
+    }
+
+    /// Class active lives 30 s: with a clock that is off by more than 2 s nothing can be said about it.
+    pub(crate) fn clock_allows(&self, class: Class) -> Result<(), CallError> {
+        let offset_ms = self.clocks.offset_ms(self.own_now).filter(|_| class == Class::Active && self.clock_off.0);
+        offset_ms.map_or(Ok(()), |offset_ms| Err(CallError::ClockUnsynced { offset_ms, peers: self.clocks.peers() as u32 }))
+    }
+
+    /// A section of class active that is due while the clock is off waits, and whoever waits for it is told.
+    pub(crate) fn refuses_unsynced(&mut self, id: &OwnerKey, name: &str) -> bool {
+        let now_us = self.now.mono_us;
+        let Some(owned) = self.owners.get_mut(id).and_then(|owner| owner.sections.get_mut(name)) else { return true };
+        let class = owned.class;
+        let Err(error) = self.clock_allows(class) else { return false };
+        let owned = self.owned_mut(id, name);
+        owned.due_us = Some(now_us + PROBE_US);
+        for waiter in std::mem::take(&mut owned.waiting_next) {
+            self.tell_put(id, name, waiter, Err(error.clone()));
+        }
+        true
+    }
+
+    pub(crate) fn clock_report(&self) -> ClockReport {
+        let offset_ms = self.clocks.offset_ms(self.own_now);
+        ClockReport { offset_ms, peers: self.clocks.peers(), synced: !self.clocks.is_off(Class::Active, self.own_now) }
+    }
+
+    pub(crate) fn churn_report(&self) -> ChurnReport {
+        let (holder_hours, deaths) = self.churn.seen(self.now.mono_us);
+        ChurnReport { holder_hours, deaths, death_chance_1h: self.churn.death_chance(3_600_000, self.now.mono_us) }
     }
 
     /// Every section of this node's agents that lives, by who holds it.
@@ -195,7 +294,7 @@ impl Node {
     fn begin_probe(&mut self, peer: PeerKey, mut sections: Vec<Asked>) {
         let op = self.id();
         let mut asked = BTreeMap::new();
-        while !sections.is_empty() {
+        while asked.is_empty() || !sections.is_empty() {
             let rest = sections.split_off(sections.len().min(PROBED_SECTIONS_MAX));
             let tag = Tag(asked.len() as u32);
             let request = Request::Probe { sections: sections.iter().map(|asked| asked.section).collect() };
@@ -206,7 +305,7 @@ impl Node {
             watched.op = Some(op);
         }
         self.count("probes");
-        self.ops.insert(op, Op::Probe(Box::new(ProbeOp { peer, sent: self.now, answered: false, asked })));
+        self.ops.insert(op, Op::Probe(Box::new(ProbeOp { peer, sent: self.own_now, answered: false, asked })));
     }
 
     pub(crate) fn probe_reply(&mut self, op: OpId, tag: Tag, reply: Reply) {
@@ -221,11 +320,16 @@ impl Node {
                 watched.op = None;
             }
         }
-        if let Reply::Answer(Response::Probed { sections, .. }) = reply
+        if let Reply::Answer(Response::Probed { clock_ms, sections }) = reply
             && sections.len() == asked.len()
         {
+            self.clocks.record(peer, sent, clock_ms, self.own_now);
+            let mut lost = false;
             for (asked, holding) in asked.into_iter().zip(sections) {
-                self.probed(&peer, asked, holding);
+                lost |= self.probed(&peer, asked, holding);
+            }
+            if lost {
+                self.churn.lost_disk(&peer, self.now.mono_us);
             }
         }
         if failed {
@@ -233,23 +337,24 @@ impl Node {
         }
     }
 
-    /// A holder said what it has of a section.
-    fn probed(&mut self, peer: &PeerKey, asked: Asked, holding: Holding) {
+    /// A holder said what it has of a section. Answers whether it had it and has it no more.
+    fn probed(&mut self, peer: &PeerKey, asked: Asked, holding: Holding) -> bool {
         let now = self.now;
         let owned = self.owners.get_mut(&asked.owner).and_then(|owner| owner.sections.get_mut(&asked.name));
-        let Some(owned) = owned.filter(|owned| owned.key == asked.section.key) else { return };
-        let Some(head) = owned.head.clone().filter(|head| head.manifest.version == asked.section.version) else { return };
-        let Some(index) = head.manifest.index_of(peer) else { return };
+        let Some(owned) = owned.filter(|owned| owned.key == asked.section.key) else { return false };
+        let Some(head) = owned.head.clone().filter(|head| head.manifest.version == asked.section.version) else { return false };
+        let Some(index) = head.manifest.index_of(peer) else { return false };
         owned.probed_ms = Some(now.wall_ms);
         if holding.held {
             owned.holds.insert(index);
-            return;
+            return false;
         }
-        owned.holds.remove(&index);
+        let lost = owned.holds.remove(&index);
         let young = now.wall_ms < head.manifest.issued_at_ms.saturating_add(YOUNG_MS);
         if !young && owned.background.is_none() && owned.live_head(now.wall_ms).is_some() {
             self.refill(&head, index, &asked);
         }
+        lost
     }
 
     /// Hands a holder its shard back.
@@ -282,8 +387,18 @@ impl Node {
         if self.now.mono_us < watched.alive_us + self.config.holder_silence_max_ms * 1000 {
             watched.next_us = watched.next_us.min(self.now.mono_us + SUSPECTED_US);
         }
-        self.probes.next_us = self.probes.next_us.min(watched.next_us);
+        let (next_us, alive_us, holds) = (watched.next_us, watched.alive_us, watched.holds);
+        self.probes.next_us = self.probes.next_us.min(next_us);
+        if holds && self.probes.is_gone(peer, self.config.holder_silence_max_ms, self.now.mono_us) && !self.is_cut_off() {
+            self.churn.gone(peer, alive_us);
+        }
         self.replace_gone();
+    }
+
+    /// Whether most of those that this node watches are silent: then it is more likely this node.
+    fn is_cut_off(&self) -> bool {
+        let silent = self.probes.peers.values().filter(|watched| watched.failures > 0).count();
+        silent * 2 > self.probes.peers.len()
     }
 
     /// Sections whose holders are gone are put again early: the most endangered first.

@@ -21,6 +21,7 @@ pub struct PutReport {
     pub holders: Vec<String>,
     pub expires_in_s: f64,
     pub stale_until_ms: Option<u64>,
+    pub loss_chance: f64,
     pub renewal: bool,
     pub ms: f64,
 }
@@ -305,6 +306,24 @@ pub struct AlarmReport {
     pub text: String,
 }
 
+/// This node's clock, beside those of its peers.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[allow(missing_docs, reason = "docs/spec/api.md has every field")]
+pub struct ClockReport {
+    pub offset_ms: Option<i64>,
+    pub peers: usize,
+    pub synced: bool,
+}
+
+/// How this node's holders live and die.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[allow(missing_docs, reason = "docs/spec/api.md has every field")]
+pub struct ChurnReport {
+    pub holder_hours: f64,
+    pub deaths: u32,
+    pub death_chance_1h: f64,
+}
+
 /// The node, as far as the core knows; the shell adds what it knows of the network and the disk.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[allow(missing_docs, reason = "docs/spec/api.md has every field")]
@@ -318,6 +337,8 @@ pub struct StatusReport {
     pub shard_bytes: u64,
     pub lost_store_ms: Option<u64>,
     pub canary: Option<CanaryReport>,
+    pub clock: ClockReport,
+    pub churn: ChurnReport,
     pub alarms: Vec<AlarmReport>,
     pub counters: BTreeMap<&'static str, u64>,
 }

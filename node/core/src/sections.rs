@@ -6,7 +6,7 @@
 //!                            └────────────── a third of the TTL, or a failure ──────────────────┘
 //! ```
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use persona_fragments::{
     CertifiedHead, Class, Equivocation, Fields, Manifest, OwnerKey, PeerKey, SealContext, SectionKey, Shape, SignedManifest, Version,
@@ -18,7 +18,8 @@ use persona_fragments::{
     wire,
 };
 use persona_mesh_proto::{
-    Candidate, Put, PutError, PutOut, PutReceipt, PutTask, Reply, Table, Tag, Write, choose_holders, clock_allowance_ms,
+    Candidate, Put, PutError, PutOut, PutReceipt, PutTask, Reply, Table, Tag, Write, choose_diverse_holders, choose_holders,
+    clock_allowance_ms,
 };
 use rand_core::Rng as _;
 
@@ -52,6 +53,9 @@ const CANDIDATES_US: u64 = 10_000_000;
 
 /// How long a holder that did not answer is not chosen again.
 const AVOID_MS: u64 = 30_000;
+
+/// The network of peers whose network nobody knows.
+const UNKNOWN_PREFIX: [u8; 8] = [0xff; 8];
 
 /// Bytes of this size or more are not kept in memory twice, but encoded anew when a put begins.
 const CONTENT_NAME_MAX: usize = persona_agent::index::SECTION_NAME_BYTES_MAX;
@@ -208,7 +212,7 @@ impl Node {
             })
             .collect();
         for (owner, name) in due {
-            if self.stops_for_idleness(&owner, &name) {
+            if self.stops_for_idleness(&owner, &name) || self.refuses_unsynced(&owner, &name) {
                 continue;
             }
             if self.ops.len() < OPS_MAX {
@@ -308,7 +312,20 @@ impl Node {
     fn prepare_put(&mut self, id: &OwnerKey, name: &str, peers: &[PeerKey]) -> Result<Prepared, CallError> {
         let now = self.now;
         let me = self.me;
-        let connected = self.connected.clone();
+        let (connected, diverse) = (self.connected.clone(), self.config.diversity);
+        let prefixes = if diverse { self.prefixes.clone() } else { BTreeMap::new() };
+        // Where nobody knows whose network a peer is in, all such might be in one.
+        let prefix_of = |peer: &PeerKey| prefixes.get(peer).copied().or((!connected.contains(peer)).then_some(UNKNOWN_PREFIX));
+        let candidate = |peer: &PeerKey| Candidate {
+            peer: *peer,
+            connected: connected.contains(peer),
+            first_seen_ms: None,
+            prefix: prefix_of(peer).filter(|_| diverse),
+        };
+        let choose = |key: &SectionKey, candidates: &[Candidate], previous: &[PeerKey], exclude: &[PeerKey], wanted: u8| match diverse {
+            true => choose_diverse_holders(key, candidates, previous, exclude, wanted, now.wall_ms),
+            false => choose_holders(key, candidates, previous, exclude, wanted, None, now.wall_ms),
+        };
         let last =
             self.owners.get(id).and_then(|owner| owner.sections.get(name)).and_then(|owned| Some((owned.head.as_ref()?, owned.class)));
         let gone = last.map(|(head, class)| self.gone_holders(&head.manifest.holders, class)).unwrap_or_default();
@@ -344,29 +361,25 @@ impl Node {
         // A lookup that does not list a holder is no reason to move its shard. New content is sent to all anyway: there it goes to the living.
         let stays =
             |peer: &&PeerKey| !peers.contains(peer) && !gone.contains(*peer) && (owned.changed.is_none() || connected.contains(*peer));
-        let candidates: Vec<Candidate> = peers
-            .iter()
-            .chain(previous.iter().filter(stays))
-            .filter(|peer| **peer != me)
-            .map(|peer| Candidate { peer: *peer, connected: connected.contains(peer), first_seen_ms: None, prefix: None })
-            .collect();
+        let candidates: Vec<Candidate> =
+            peers.iter().chain(previous.iter().filter(stays)).filter(|peer| **peer != me).map(candidate).collect();
         let avoided = owned.avoid.keys().chain(&gone).copied().filter(|peer| candidates.iter().any(|c| c.peer == *peer));
         let mut exclude: Vec<PeerKey> = avoided.collect();
         let wanted = Shape::holders_wanted(owned.level);
-        let mut holders = choose_holders(&owned.key, &candidates, &previous, &exclude, wanted, None, now.wall_ms);
+        let mut holders = choose(&owned.key, &candidates, &previous, &exclude, wanted);
         if owned.replace_from.is_some() && holders.len() < previous.len().min(wanted.into()) {
             // Too few others: those of the gone that were heard of last keep their places for now, for a smaller shape helps nobody.
             let spare = previous.len() - holders.len();
             let kept: Vec<PeerKey> = last_alive.iter().rev().take(spare).map(|(_, peer)| *peer).collect();
             exclude.retain(|peer| !kept.contains(peer));
             let back = kept.iter().filter(|peer| !peers.contains(peer));
-            let back = back.map(|peer| Candidate { peer: *peer, connected: false, first_seen_ms: None, prefix: None });
+            let back = back.map(candidate);
             let candidates: Vec<Candidate> = candidates.iter().cloned().chain(back).collect();
-            holders = choose_holders(&owned.key, &candidates, &previous, &exclude, wanted, None, now.wall_ms);
+            holders = choose(&owned.key, &candidates, &previous, &exclude, wanted);
         }
         if holders.is_empty() {
             // Whoever did not answer lately is still better than nobody.
-            holders = choose_holders(&owned.key, &candidates, &previous, &[], wanted, None, now.wall_ms);
+            holders = choose(&owned.key, &candidates, &previous, &[], wanted);
         }
         // A glimpse of fewer peers (after a restart, in a partition, under load) must not talk a section down that others still hold: they
         // are asked too, and if they do not answer this waits for a while before it makes do with less, and never makes do with itself.
@@ -375,9 +388,9 @@ impl Node {
             && level_with(owned.level, holders.len()) < level
         {
             let missed = previous.iter().filter(|peer| !owned.avoid.contains_key(*peer) && !peers.contains(peer) && **peer != me);
-            let more = missed.map(|peer| Candidate { peer: *peer, connected: false, first_seen_ms: None, prefix: None });
+            let more = missed.map(candidate);
             let asked: Vec<Candidate> = candidates.iter().cloned().chain(more).collect();
-            holders = choose_holders(&owned.key, &asked, &previous, &exclude, wanted, None, now.wall_ms);
+            holders = choose(&owned.key, &asked, &previous, &exclude, wanted);
             let patient = owned.waiting.is_empty() && owned.failures < FAILURES_BEFORE_LESS;
             if holders.is_empty() || (patient && level_with(owned.level, holders.len()) < level) {
                 let need = standing.map_or(0, |head| head.manifest.shape.quorum());
@@ -864,6 +877,7 @@ impl Node {
                     content.len(),
                     persona_fragments::SECTION_BYTES_MAX - 64
                 )));
+            self.clock_allows(class)?;
             }
             if !(1..=LEVEL_MAX).contains(&level) || require_level.is_some_and(|level| level > LEVEL_MAX) {
                 return bad("a level is between 1 and 10");
@@ -952,6 +966,7 @@ fn section_report(name: &str, owned: &Owned, probes: &Probes, now_ms: u64) -> Se
     SectionReport {
         name: name.to_owned(),
         class: owned.class.name(),
+        loss_chance: 1.0, // until it is computed
         ttl_s: owned.ttl_ms as f64 / 1000.0,
         kad_key: owned.key.to_kad_key(),
         version: manifest.map(|manifest| manifest.version.to_string()),

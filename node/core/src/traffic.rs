@@ -115,7 +115,7 @@ impl Node {
         while let Some(Queued { op, tag, request, .. }) = self.local.pop_front() {
             let call = self.id();
             self.holder_calls.insert(call, HolderCall::Local { op, tag });
-            let outs = self.holder.handle(CallId(call), self.me, request, self.now, &*self.keys.signer, &*self.keys.verifier);
+            let outs = self.holder.handle(CallId(call), self.me, request, self.own_now, &*self.keys.signer, &*self.keys.verifier);
             self.run_holder(outs);
         }
         let mut by_peer: BTreeMap<PeerKey, Vec<Queued>> = BTreeMap::new();
@@ -206,7 +206,7 @@ impl Node {
         for (slot, request) in requests.into_iter().enumerate() {
             let call = self.id();
             self.holder_calls.insert(call, HolderCall::Remote { inbound, slot });
-            let outs = self.holder.handle(CallId(call), from, request, self.now, &*self.keys.signer, &*self.keys.verifier);
+            let outs = self.holder.handle(CallId(call), from, request, self.own_now, &*self.keys.signer, &*self.keys.verifier);
             self.run_holder(outs);
         }
     }
@@ -266,7 +266,7 @@ impl Node {
             }
         }
         if !held.is_empty() {
-            let outs = self.holder.persisted(&held, self.now, &*self.keys.signer);
+            let outs = self.holder.persisted(&held, self.own_now, &*self.keys.signer);
             self.run_holder(outs);
         }
     }
@@ -274,7 +274,7 @@ impl Node {
     /// A value was read.
     pub(crate) fn on_loaded(&mut self, id: ReadId, value: Option<Vec<u8>>) {
         if let Some(inner) = self.reads.remove(&id) {
-            let outs = self.holder.read_done(inner, value, self.now);
+            let outs = self.holder.read_done(inner, value, self.own_now);
             self.run_holder(outs);
         }
     }
@@ -283,7 +283,7 @@ impl Node {
     pub fn load(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), String> {
         match table {
             Table::Prepared | Table::Head | Table::Fence => {
-                self.holder.load(table, key, value, self.now).map_err(|error| error.to_string())
+                self.holder.load(table, key, value, self.own_now).map_err(|error| error.to_string())
             }
             Table::Floor => self.load_floor(key, value),
             Table::Commitment => self.load_commitment(value),
@@ -296,7 +296,7 @@ impl Node {
 
     fn load_holder_meta(&mut self, key: &[u8], value: &[u8]) -> Result<(), String> {
         let before = self.holder.stats().lost_store_ms;
-        self.holder.load(Table::Meta, key, value, self.now).map_err(|error| error.to_string())?;
+        self.holder.load(Table::Meta, key, value, self.own_now).map_err(|error| error.to_string())?;
         if self.holder.stats().lost_store_ms != before {
             let text = "this node lost its store: it says `Recovering` about each section of others until it has asked their \
                         other holders. Nothing has to be done for that; find out what became of the disk, and leave the other holders up meanwhile";
@@ -307,7 +307,7 @@ impl Node {
 
     /// The heads that Kademlia serves, after loading.
     pub fn heads_to_serve(&self) -> Vec<(persona_fragments::SectionKey, Vec<u8>)> {
-        self.holder.loaded_heads(self.now).collect()
+        self.holder.loaded_heads(self.own_now).collect()
     }
 }
 

@@ -208,7 +208,7 @@ fn response<'a>(reader: &mut Reader<'a>) -> Result<RawResponse<'a>, FrameError> 
             RawResponse::Conflict
         }
         11 => {
-            reader.variant(11)?;
+            reader.variant(12)?;
             RawResponse::Refused
         }
         12 => {

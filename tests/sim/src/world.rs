@@ -577,7 +577,7 @@ impl World {
             }
             for other in after.difference(&before) {
                 let peer = self.hosts[*other].peer;
-                self.feed(host, Input::Connected { peer });
+                self.feed(host, Input::Connected { peer, prefix: None });
             }
         }
     }

@@ -23,7 +23,7 @@ impl Holder {
 
     /// Whether the version that is asked for, or a higher one, is certified here, and its shard is where it should be.
     fn holds(&self, asked: &ProbedSection, now: Now) -> bool {
-        let Some(head) = self.live_head(&asked.key, now) else { return false };
+        let Some(head) = self.live_head(&asked.key, now).filter(|_| !self.withholds(&asked.key)) else { return false };
         let certified = head.head.manifest.version;
         match certified.cmp(&asked.version) {
             Ordering::Less => false,

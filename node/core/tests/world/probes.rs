@@ -10,11 +10,6 @@ use crate::{BEGINNING_MS, World, sections::key_of};
 /// After a holder's death a section of core is whole again within this time.
 const WHOLE_AGAIN_S: u64 = 60;
 
-/// The host's counter of this name.
-fn counter(world: &mut World, host: usize, name: &str) -> u64 {
-    world.status(host).counters.get(name).copied().unwrap_or(0)
-}
-
 fn version(world: &mut World, agent: OwnerKey, name: &str) -> String {
     world.section(0, agent, name).and_then(|section| section.version).expect("it was put")
 }
@@ -86,7 +81,7 @@ fn a_holder_that_is_silent_for_a_moment_keeps_its_place() {
         world.run_s(6);
     }
     assert_eq!(version(&mut world, ada, "core"), before, "core was not put again");
-    assert_eq!(counter(&mut world, 0, "sections_replaced"), 0);
+    assert_eq!(world.counter(0, "sections_replaced"), 0);
     assert!(whole(&mut world, ada, "core"));
 }
 
@@ -103,7 +98,7 @@ fn a_slow_network_costs_no_renewal() {
 fn a_host_that_is_cut_off_starts_no_storm_and_talks_nothing_down() {
     let (mut world, ada) = settled(16, 350);
     let before = world.section(0, ada, "core").expect("core");
-    let (puts, probes) = (counter(&mut world, 0, "puts_renewed"), counter(&mut world, 0, "probes"));
+    let (puts, probes) = (world.counter(0, "puts_renewed"), world.counter(0, "probes"));
     let sent = world.watch.versions(&key_of(&before.kad_key)).len();
     world.cut(&[0]);
     world.run_s(240);
@@ -111,8 +106,8 @@ fn a_host_that_is_cut_off_starts_no_storm_and_talks_nothing_down() {
     assert_eq!((cut_off.version.clone(), cut_off.n, cut_off.k), (before.version.clone(), before.n, before.k), "nothing was put");
     assert_eq!((cut_off.held, cut_off.level_now), (0, 0), "and it knows how it stands");
     assert_eq!(world.watch.versions(&key_of(&before.kad_key)).len(), sent, "no version was begun either");
-    assert_eq!(counter(&mut world, 0, "puts_renewed"), puts);
-    assert!(counter(&mut world, 0, "probes") - probes < 15 * (30 + 24), "each once a second for half a minute, and then as before");
+    assert_eq!(world.counter(0, "puts_renewed"), puts);
+    assert!(world.counter(0, "probes") - probes < 15 * (30 + 24), "each once a second for half a minute, and then as before");
     world.heal();
     world.run_s(30);
     let section = world.section(0, ada, "core").expect("core");
@@ -158,7 +153,7 @@ fn a_holder_back_with_an_empty_disk_is_refilled_by_the_owner() {
     assert_eq!(version(&mut world, ada, "doc/letter"), version_before);
     let shards = |world: &World| world.hosts[victim].disk.keys().filter(|(table, _)| *table == Table::Shard).count();
     assert!(shards(&world) > 0, "the disk has shards again");
-    assert!(counter(&mut world, 0, "holders_refilled") > 0);
+    assert!(world.counter(0, "holders_refilled") > 0);
     // One that knows that it lost its store says so, and is refilled all the same.
     world.crash(victim);
     world.hosts[victim].disk.clear();
@@ -198,4 +193,82 @@ fn at_the_next_refresh_a_silent_holder_of_another_class_is_left_out() {
     world.crash(victim);
     world.run_s(115); // a refresh, with its jitter
     assert!(whole(&mut world, ada, &name), "{:?}", world.section(0, ada, &name));
+}
+
+#[test]
+fn a_put_tells_its_chance_of_loss_by_what_was_seen_here() {
+    let (mut world, ada) = settled(16, 398);
+    let first = world.put(0, ada, "doc/letter", b"one").expect("it commits");
+    // The prior: 17 % of all nodes die within an hour, so that more than four of seven do with 2 in a thousand, and of five at once with more.
+    assert!((1e-4..1e-1).contains(&first.loss_chance), "{}", first.loss_chance);
+    world.run_s(3_600);
+    let calm = world.put(0, ada, "doc/letter", b"two").expect("it commits");
+    assert_eq!(calm.placed.min(5), first.placed.min(5));
+    assert!(calm.loss_chance < first.loss_chance / 2.0, "after a quiet hour: {} and {}", calm.loss_chance, first.loss_chance);
+    let churn = world.status(0).churn;
+    assert!(churn.holder_hours > 8.0 && churn.deaths == 0, "{churn:?}");
+    for _ in 0..4 {
+        let victim = world.holders(0, ada, "core")[0];
+        world.crash(victim);
+        world.run_s(60);
+    }
+    let churn = world.status(0).churn;
+    assert_eq!(churn.deaths, 4, "{churn:?}");
+    let stormy = world.put(0, ada, "doc/letter", b"three").expect("it commits");
+    assert!(stormy.loss_chance > 2.0 * calm.loss_chance, "after four deaths: {} and {}", stormy.loss_chance, calm.loss_chance);
+    world.cut(&[0]);
+    world.run_s(120);
+    assert_eq!(world.status(0).churn.deaths, 4, "being cut off is no death of others");
+}
+
+/// A world whose hosts are in networks: `in_one` of them in the same one, the others each in their own.
+fn in_networks(count: usize, in_one: usize, seed: u64, diversity: bool) -> World {
+    let mut world = World::with(count, seed, persona_core::Config { diversity, ..persona_core::Config::default() });
+    world.cut(&(0..count / 2).collect::<Vec<_>>());
+    for host in 1..count {
+        world.hosts[host].prefix = Some(if host <= in_one { [1; 8] } else { [2, host as u8, 0, 0, 0, 0, 0, 0] });
+    }
+    for host in 0..count {
+        world.hosts[host].connected.clear(); // everybody meets everybody anew, and sees where they are
+    }
+    world.heal();
+    world
+}
+
+#[test]
+fn no_more_holders_than_may_lie_share_a_network_where_that_is_configured() {
+    let twins = |world: &mut World, ada, name: &str| world.holders(0, ada, name).into_iter().filter(|host| *host <= 12).count();
+    let mut world = in_networks(24, 12, 600, false);
+    let ada = world.create(0, "ada");
+    world.put(0, ada, "doc/letter", b"be kind").expect("it commits");
+    assert!(twins(&mut world, ada, "core") + twins(&mut world, ada, "doc/letter") > 5, "without the rule they share it as chance has it");
+
+    let mut world = in_networks(24, 12, 600, true);
+    let ada = world.create(0, "ada");
+    let report = world.put(0, ada, "doc/letter", b"be kind").expect("it commits");
+    assert_eq!((report.n, report.f), (7, 2));
+    for name in ["core", "card", "index"] {
+        assert_eq!(world.section(0, ada, name).expect("it is there").n, 10);
+        assert!(twins(&mut world, ada, name) <= 3);
+    }
+    assert!(twins(&mut world, ada, "doc/letter") <= 2);
+    // Also where a holder is replaced.
+    world.run_s(40);
+    let lonely = *world.holders(0, ada, "core").iter().find(|host| **host > 12).expect("seven at least");
+    world.crash(lonely);
+    world.run_s(WHOLE_AGAIN_S);
+    assert!(whole(&mut world, ada, "core"));
+    assert!(twins(&mut world, ada, "core") <= 3);
+}
+
+#[test]
+fn in_a_mesh_of_one_network_the_rule_costs_level_and_says_so() {
+    let mut world = in_networks(12, 11, 610, true);
+    let ada = world.create(0, "ada");
+    let report = world.put(0, ada, "doc/letter", b"be kind").expect("it commits");
+    assert_eq!((report.n, report.level, report.byzantine_tolerant), (1, 1, false), "whoever owns that network is one holder");
+    let mut world = World::with(12, 611, persona_core::Config { diversity: true, ..persona_core::Config::default() });
+    let ada = world.create(0, "ada");
+    let report = world.put(0, ada, "doc/letter", b"be kind").expect("it commits");
+    assert_eq!(report.n, 7, "on loopback and in private networks nobody has a prefix");
 }
