@@ -18,6 +18,9 @@ use crate::{missing::Missing, node::OpId};
 /// How far a writer jumps ahead when a version of its own turns out to be taken: farther than what the other one wrote meanwhile.
 const VERSIONS_SKIPPED: u64 = 1 << 10;
 
+/// Failed attempts to complete a version before newer content takes its place, unless there is an earlier one still undecided.
+const HELD_BACK_ATTEMPTS: u32 = 3;
+
 /// The sections of one owner.
 pub(crate) struct Owner {
     pub(crate) id: OwnerKey,
@@ -219,6 +222,21 @@ impl Owned {
         if let Some(manifest) = self.intent.take().and_then(|wire| SignedManifest::trusted(wire).ok()) {
             self.remember_set(&manifest);
         }
+    }
+
+    /// Whoever asked until now waits for this very put: it says the newest there is to say.
+    pub(crate) fn join_waiters(&mut self) {
+        let joining = std::mem::take(&mut self.waiting_next);
+        self.waiting.extend(joining);
+    }
+
+    /// Whether newer content waits until this version, whose outcome is unknown, is completed. At first it does, for that is the shortest way to
+    /// an outcome; and always if there is an earlier version of unknown outcome too: holders keep each until it is decided, and take no
+    /// more than three (docs/spec/quorum.md#a-version-that-is-given-up).
+    pub(crate) fn holds_back(&self, intent: &SignedManifest, wall_ms: u64) -> bool {
+        let committed = self.head.as_ref().map(|head| head.manifest.version);
+        let undecided = |set: &&OlderSet| committed.is_none_or(|head| set.version > head) && set.version < intent.version;
+        self.failures < HELD_BACK_ATTEMPTS || self.live.iter().filter(undecided).any(|set| set.expires_at_ms > wall_ms)
     }
 
     /// The level that those who wait for the put on its way demand.

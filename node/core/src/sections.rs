@@ -69,6 +69,8 @@ pub(crate) struct PutOp {
     pub(crate) renewal: bool,
     /// A version of unknown outcome that this one comes instead of.
     gives_up: Option<Box<SignedManifest>>,
+    /// It completes an earlier version, and whoever waits wants newer content.
+    held_back: bool,
 }
 
 pub(crate) enum PutStage {
@@ -86,6 +88,7 @@ struct Prepared {
     writes: Vec<Write>,
     renewal: bool,
     gives_up: Option<Box<SignedManifest>>,
+    held_back: bool,
 }
 
 impl PutOp {
@@ -245,7 +248,10 @@ impl Node {
         let known =
             owned.candidates.take().filter(|(until, peers)| *until > started_us && peers.iter().all(|peer| self.connected.contains(peer)));
         let stage = PutStage::Lookup;
-        self.ops.insert(op, Op::Put(Box::new(PutOp { owner, name: name.clone(), stage, started_us, renewal: false, gives_up: None })));
+        self.ops.insert(
+            op,
+            Op::Put(Box::new(PutOp { owner, name: name.clone(), stage, started_us, renewal: false, gives_up: None, held_back: false })),
+        );
         if let Some((until, peers)) = known {
             self.put_found(op, &peers);
             if let Some(owned) = self.owned(&owner, &name) {
@@ -278,10 +284,10 @@ impl Node {
             return;
         }
         match self.prepare_put(&id, &name, peers) {
-            Ok(Prepared { task, writes, renewal, gives_up }) => {
+            Ok(Prepared { task, writes, renewal, gives_up, held_back }) => {
                 if let Some(Op::Put(put)) = self.ops.get_mut(&op) {
                     put.stage = PutStage::Intent(Box::new(task));
-                    (put.renewal, put.gives_up) = (renewal, gives_up);
+                    (put.renewal, put.gives_up, put.held_back) = (renewal, gives_up, held_back);
                 }
                 self.persist(writes, AfterPersist::Intent(op));
             }
@@ -335,9 +341,6 @@ impl Node {
         let term = owner.term;
         let Some(owned) = owner.sections.get_mut(name) else { return Err(CallError::BadRequest(format!("no section {name}"))) };
         owned.avoid.retain(|_, until| *until > now.mono_us);
-        // Whoever asked until now waits for this very put: it says the newest there is to say.
-        let joining = std::mem::take(&mut owned.waiting_next);
-        owned.waiting.extend(joining);
 
         let mut gives_up = None;
         // A put that a crash or a timeout interrupted goes out again with the same bytes, unless there is something newer to say.
@@ -347,15 +350,19 @@ impl Node {
             let alive = manifest.holders.iter().filter(answers).count();
             let reachable = alive >= usize::from(manifest.shape.quorum());
             let unexpired = manifest.expires_at_ms() > now.wall_ms + manifest.ttl_ms / 2;
-            if reachable && unexpired && owned.changed.is_none() && content_hash(&owned.stored) == manifest.content_hash {
+            let newest = owned.changed.is_none() || owned.holds_back(&manifest, now.wall_ms);
+            if reachable && unexpired && newest && content_hash(&owned.stored) == manifest.content_hash {
+                owned.join_waiters();
+                let held_back = owned.changed.is_some();
                 let shards = encode(&owned.stored, manifest.shape).map_err(|error| CallError::TooLarge(error.to_string()))?;
                 let task = PutTask { manifest, shards, renewal: false, keeps: Vec::new(), bystanders: peers.to_vec() };
-                return Ok(Prepared { task, writes: Vec::new(), renewal: false, gives_up: None });
+                return Ok(Prepared { task, writes: Vec::new(), renewal: false, gives_up: None, held_back });
             }
             // Its holders may have acked it, and somebody may complete it: later versions must tell them too.
             owned.remember_set(&manifest);
             gives_up = Some(Box::new(manifest));
         }
+        owned.join_waiters();
 
         let previous: Vec<PeerKey> = owned.head.as_ref().map(|head| head.manifest.holders.clone()).unwrap_or_default();
         // A lookup that does not list a holder is no reason to move its shard. New content is sent to all anyway: there it goes to the living.
@@ -475,7 +482,7 @@ impl Node {
             Write::set(Table::Intent, owned.key.0, wire::encode(manifest.wire())),
         ];
         let renewal = !keeps.is_empty();
-        Ok(Prepared { task: PutTask { manifest, shards, renewal, keeps, bystanders }, writes, renewal, gives_up })
+        Ok(Prepared { task: PutTask { manifest, shards, renewal, keeps, bystanders }, writes, renewal, gives_up, held_back: false })
     }
 
     /// The intent is durable: send.
@@ -621,6 +628,7 @@ impl Node {
         let jitter = f64::from(self.rng.next_u32()) / f64::from(u32::MAX);
         let Some(Op::Put(put)) = self.ops.get(&op) else { return };
         let (id, name, started_us, renewal, holds) = (put.owner, put.name.clone(), put.started_us, put.renewal, put.ackers());
+        let held_back = put.held_back;
         let me = self.me;
         let state = self.owners.get(&id).map(|owner| owner.state);
         let mine = |owned: &&mut Owned| owned.op == Some(op);
@@ -669,8 +677,13 @@ impl Node {
                 }
                 let writes =
                     vec![Write::set(Table::Own, owned.key.0, wire::encode(&owned.record(&id))), Write::remove(Table::Intent, owned.key.0)];
-                let report = put_report(&name, owned, &receipt, renewal, started_us, now.mono_us, now.wall_ms);
-                let waiting = std::mem::take(&mut owned.waiting);
+                let mut report = put_report(&name, owned, &receipt, renewal, started_us, now.mono_us, now.wall_ms);
+                let left_ms = receipt.head.manifest.expires_at_ms().saturating_sub(now.wall_ms);
+                report.loss_chance = self.churn.loss_chance(receipt.placed, receipt.head.manifest.shape.k(), left_ms, now.mono_us);
+                let mut waiting = std::mem::take(&mut owned.waiting);
+                if held_back {
+                    owned.waiting_next.splice(0..0, std::mem::take(&mut waiting));
+                }
                 if let Some(agent) = self.owners.get_mut(&id).and_then(|owner| owner.agent.as_mut()) {
                     agent.index.committed(&name, receipt.head.manifest.version);
                 }

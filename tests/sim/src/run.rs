@@ -80,8 +80,6 @@ struct Document {
     ttl_ms: u64,
     begun: u64,
     committed: u64,
-    /// Its last put waits behind undecided versions, so that what had committed may have expired meanwhile.
-    stuck: bool,
 }
 
 struct Agent {
@@ -352,12 +350,12 @@ impl Run {
                 continue;
             };
             for document in 0..self.agents[number].documents.len() {
-                let Document { name, key, committed, stuck, .. } = &self.agents[number].documents[document];
-                let (name, key, committed, stuck) = (name.clone(), *key, *committed, *stuck);
+                let Document { name, key, committed, .. } = &self.agents[number].documents[document];
+                let (name, key, committed) = (name.clone(), *key, *committed);
                 if committed == 0 {
                     continue;
                 }
-                let must = !self.agents[number].moved && !stuck;
+                let must = !self.agents[number].moved;
                 let call = Call::GetSection { agent: self.agents[number].id, name, mode: Mode::Regular };
                 self.ask(home, call, Asked::Get { agent: number, document, committed: if must { committed } else { 0 }, must });
                 let stranger = (home + 1) % self.plan.hosts;
@@ -565,7 +563,6 @@ impl Run {
         match (asked, result) {
             (Asked::Put { agent, document, number, .. }, Ok(Answer::Put(report))) => {
                 let known = &mut self.agents[agent].documents[document];
-                known.stuck = false;
                 // With a bounded doubt, an older version may be read until that is over: no promise to compare with.
                 if report.stale_until_ms.is_none() {
                     known.committed = known.committed.max(number);
@@ -575,13 +572,7 @@ impl Run {
                 self.world.tell(What::PutEnds { op: call, outcome });
             }
             (Asked::Put { agent, document, must, .. }, Err(error)) => {
-                // Versions that can be neither completed nor given up keep a section from being written until they expire: known, said in
-                // docs/guarantees.md, and counted. The error is honest, and the put is tried again.
-                let undecided = matches!(error, CallError::NotEnoughHolders { .. });
-                self.agents[agent].documents[document].stuck |= undecided;
-                if must && undecided {
-                    *self.out.marks.entry("stuck behind undecided versions".into()).or_default() += 1;
-                } else if must {
+                if must {
                     self.violation("I14", format!("agent {agent} cannot put its document {document} in calm weather: {error}"));
                 }
                 let outcome = match error {
@@ -654,7 +645,7 @@ impl Run {
             .iter()
             .filter(|agent| !agent.moved)
             .flat_map(|agent| &agent.documents)
-            .any(|one| one.key == *section && one.committed > 0 && !one.stuck)
+            .any(|one| one.key == *section && one.committed > 0)
     }
 
     fn born(&mut self, host: usize, id: OwnerKey, name: &str, root: &[u8; 32], term: u64) {
@@ -667,7 +658,7 @@ impl Run {
             .map(|(i, (class, ttl_ms))| {
                 let name = format!("doc/{i}");
                 let key = SectionKey::derive(&id, &published_name(&secret, &name));
-                Document { name, key, class, ttl_ms: (ttl_ms / divisor).max(6_000), begun: 0, committed: 0, stuck: false }
+                Document { name, key, class, ttl_ms: (ttl_ms / divisor).max(6_000), begun: 0, committed: 0 }
             })
             .collect();
         let homes = BTreeSet::from([host]);
