@@ -877,6 +877,7 @@ impl Node {
             },
         };
         let checked = checked.and_then(|()| {
+            self.clock_allows(class)?;
             let bad = |text: &str| Err(CallError::BadRequest(text.to_owned()));
             if name.len() <= "doc/".len() || !name.starts_with("doc/") || name.len() > CONTENT_NAME_MAX {
                 return bad("a document's name starts with doc/ and has at most 128 bytes; the other sections are the node's own");
@@ -890,7 +891,6 @@ impl Node {
                     content.len(),
                     persona_fragments::SECTION_BYTES_MAX - 64
                 )));
-            self.clock_allows(class)?;
             }
             if !(1..=LEVEL_MAX).contains(&level) || require_level.is_some_and(|level| level > LEVEL_MAX) {
                 return bad("a level is between 1 and 10");
@@ -966,6 +966,7 @@ fn put_report(name: &str, owned: &Owned, receipt: &PutReceipt, renewal: bool, st
         holders: manifest.holders.iter().map(PeerKey::to_peer_id_string).collect(),
         expires_in_s: expires_in_s(manifest.expires_at_ms(), now_ms),
         stale_until_ms: receipt.stale_until_ms,
+        loss_chance: 1.0, // until it is computed
         renewal,
         ms: (now_us - started_us) as f64 / 1000.0,
     }
@@ -979,7 +980,6 @@ fn section_report(name: &str, owned: &Owned, probes: &Probes, now_ms: u64) -> Se
     SectionReport {
         name: name.to_owned(),
         class: owned.class.name(),
-        loss_chance: 1.0, // until it is computed
         ttl_s: owned.ttl_ms as f64 / 1000.0,
         kad_key: owned.key.to_kad_key(),
         version: manifest.map(|manifest| manifest.version.to_string()),
