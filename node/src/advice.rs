@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::{
     client::Failure,
+    daemon::StoreFailed,
     keystore::{KeystoreError, PASSPHRASE_VARIABLE, PassphraseError},
     store::StoreError,
 };
@@ -76,6 +77,7 @@ fn known(error: &(dyn Error + 'static)) -> Option<Known> {
         .map(of_keystore)
         .or_else(|| error.downcast_ref::<PassphraseError>().map(of_passphrase))
         .or_else(|| error.downcast_ref::<StoreError>().map(of_store))
+        .or_else(|| error.is::<StoreFailed>().then(store_failed))
         .or_else(|| error.downcast_ref::<MeshError>().map(of_mesh))
         .or_else(|| error.downcast_ref::<TicketError>().map(of_ticket))
         .or_else(|| error.downcast_ref::<BookFileError>().map(of_book))
@@ -111,6 +113,7 @@ fn of_keystore(error: &KeystoreError) -> Known {
         KeystoreError::TooManyAgents => said("bad-request", "start another node for more: `persona up --dir DIR --join TICKET`"),
         KeystoreError::Cost(_) => said("no-memory", "free some memory, or run the node on a machine that has more, and try again"),
         KeystoreError::Io { source, .. } => of_io(source),
+        KeystoreError::Undecided(_) => said("disk", "check the disk, and start the node again: it reads what is really there"),
     }
 }
 
@@ -133,12 +136,19 @@ fn of_store(error: &StoreError) -> Known {
         StoreError::Foreign { .. } => said("damaged", "move the file away, or choose another --dir"),
         StoreError::Damaged { .. } => said(
             "damaged",
-            "restore the file from a copy of the disk; or move it away and start with an empty one, which the mesh treats as a lost disk",
+            "start the node again: it keeps what is whole, says what is lost, and leaves the damaged file beside the new one",
         ),
         StoreError::Newer { .. } => newer(),
         StoreError::Io { source, .. } => of_io(source),
         StoreError::Closed => said("stopped", "start the node again with `persona up`"),
     }
+}
+
+fn store_failed() -> Known {
+    said(
+        "store-failed",
+        "see what the disk has (`df -h`, and the system's log): then start the node again, and it goes on with all that it has acknowledged",
+    )
 }
 
 fn of_mesh(error: &MeshError) -> Known {
@@ -242,6 +252,9 @@ mod tests {
             (PassphraseError::None.into(), "no-passphrase", "PERSONA_PASSPHRASE"),
             (PassphraseError::File { path: PathBuf::from("word"), source: denied() }.into(), "not-permitted", "ls -l"),
             (StoreError::InUse { place: place() }.into(), "directory-in-use", "persona stop"),
+            (StoreFailed("os error 28".into()).into(), "store-failed", "df -h"),
+            (KeystoreError::Undecided(PathBuf::from("keystore")).into(), "disk", "start the node again"),
+            (StoreError::Damaged { place: place(), detail: "cut".into() }.into(), "damaged", "keeps what is whole"),
             (StoreError::Io { action: "open", place: place(), source: denied() }.into(), "not-permitted", "ls -l"),
             (MeshError::Listen { address: "/ip4/127.0.0.1/tcp/1".into(), reason: "in use".into() }.into(), "cannot-listen", "--listen"),
             (MeshError::Address(address.clone()).into(), "bad-address", "/ip4/"),

@@ -37,7 +37,8 @@ use crate::{
         passphrase,
     },
     random::OsRandom,
-    store::{STORE_FILE, Store, StoreError, StoreEvent},
+    room::Room,
+    store::{STORE_FILE, Salvage, Store, StoreError, StoreEvent},
 };
 
 /// Calls waiting for the node. Beyond it the API answers 503.
@@ -52,11 +53,23 @@ const KEEPS_WAITING_MAX: usize = 256;
 /// There while a lost store has not yet been marked in the new one.
 const STORE_LOST_FILE: &str = "store.lost";
 
+/// Tables with what this node promised to others: one that lost a row of them must say so (docs/spec/quorum.md#a-holder-that-lost-its-store).
+const PROMISES: [Table; 4] = [Table::Prepared, Table::Head, Table::Fence, Table::Meta];
+
+/// Tables with numbers that must not be given twice - versions that were signed, counters of messages: an agent whose host lost a row of
+/// them goes on in a higher term, in which none was given yet.
+const NOT_TO_BE_REPEATED: [Table; 4] = [Table::Intent, Table::Own, Table::Outbox, Table::Meta];
+
 /// Is locked while a node runs on a state directory (docs/spec/store.md#lock).
 const LOCK_FILE: &str = "lock";
 
 /// The address book is written at most this often.
 const BOOK_SAVE_MS: u64 = 1_000;
+
+/// The store has failed while the node ran. What it acknowledged is on the disk.
+#[derive(Debug, thiserror::Error)]
+#[error("the store has failed ({0}): nothing more can be promised, and the node has stopped")]
+pub(crate) struct StoreFailed(pub(crate) String);
 
 /// How a node is started.
 #[derive(Clone, Debug)]
@@ -218,15 +231,11 @@ pub(crate) async fn up(options: Options) -> anyhow::Result<()> {
     let first = !options.dir.join(KEYSTORE_FILE).exists();
     let purpose = if first { PassphrasePurpose::Seal } else { PassphrasePurpose::Open };
     let secret = passphrase(&source, purpose)?;
-    let keystore = if first { Keystore::create(&options.dir, &secret, Cost::STANDARD)? } else { Keystore::open(&options.dir, &secret)? };
+    let mut keystore =
+        if first { Keystore::create(&options.dir, &secret, Cost::STANDARD)? } else { Keystore::open(&options.dir, &secret)? };
     let (store_events, mut from_store) = mpsc::channel(STORE_EVENTS_MAX);
-    let path = options.dir.join(STORE_FILE);
     let lost = options.dir.join(STORE_LOST_FILE);
-    if !first && !path.exists() {
-        // Written down before there is a new store: a crash in between must not make the loss forgotten.
-        files::replace(&lost, b"").context("cannot write down that the store is gone")?;
-    }
-    let store = tokio::task::spawn_blocking(move || Store::open(&path, store_events)).await??;
+    let (store, damage) = open_store(&options.dir, first, &mut keystore, store_events).await?;
     if lost.exists() {
         mark_lost(&store, &mut from_store).await?;
         std::fs::remove_file(&lost).with_context(|| format!("cannot remove {}", lost.display()))?;
@@ -240,9 +249,13 @@ pub(crate) async fn up(options: Options) -> anyhow::Result<()> {
         signer: Box::new(crate::spent::TimedSigner::new(Ed25519Signer::from_seed(&node_seed), Arc::clone(&spent))),
         verifier: Arc::new(crate::spent::TimedVerifier::new(Ed25519Verifier, Arc::clone(&spent))),
         secret: keystore.node_key(),
+        owner_signer: persona_core::ed25519_owner(),
     };
     let mut node = Node::new(keys, Config { diversity: options.diversity_prefix, ..Config::default() }, seed, clock::now());
     load(&mut node, &store)?;
+    if let Some(damage) = damage {
+        node.raise_alarm("store-damaged", damage);
+    }
     let names = take_up(&mut node, &keystore)?;
 
     let heads = Arc::new(HeadIndex::new());
@@ -255,7 +268,10 @@ pub(crate) async fn up(options: Options) -> anyhow::Result<()> {
     if let Some(moved) = moved {
         tracing::warn!("{moved}");
     }
-    files::replace(&ports_path, ports_of(&mesh.view().listening).as_bytes()).context("cannot write the file ports")?;
+    // Without it the next start listens on other ports: no reason not to run.
+    if let Err(error) = files::replace(&ports_path, ports_of(&mesh.view().listening).as_bytes()) {
+        tracing::warn!(%error, "cannot write the file ports");
+    }
 
     let book_path = options.dir.join("addresses");
     let loaded = sources::file::load(&book_path)?;
@@ -311,6 +327,7 @@ pub(crate) async fn up(options: Options) -> anyhow::Result<()> {
         book: loaded.book,
         book_path,
         book_dirty_since_ms: None,
+        room: Room::new(&options.dir),
         waiting: HashMap::new(),
         next_call: 0,
         shared: Arc::clone(&shared),
@@ -361,8 +378,53 @@ pub(crate) async fn up(options: Options) -> anyhow::Result<()> {
     }
     match failed {
         None => Ok(()),
-        Some(reason) => bail!("the store has failed ({reason}): nothing more can be promised; start again once the disk is well"),
+        Some(reason) => Err(StoreFailed(reason).into()),
     }
+}
+
+/// Opens the store. Of a damaged one that keeps what is whole, and the answer says what is not.
+///
+/// Whatever must be remembered of a loss is written down before there is another store: a crash in between must not make it forgotten.
+async fn open_store(
+    dir: &Path,
+    first: bool,
+    keystore: &mut Keystore,
+    events: mpsc::Sender<StoreEvent>,
+) -> anyhow::Result<(Store, Option<String>)> {
+    let path = dir.join(STORE_FILE);
+    let open = || {
+        let (path, events) = (path.clone(), events.clone());
+        tokio::task::spawn_blocking(move || Store::open(&path, events))
+    };
+    let say_lost = || files::replace(&dir.join(STORE_LOST_FILE), b"").context("cannot write down that the store is lost");
+    if !first && !path.exists() {
+        say_lost()?;
+    }
+    let detail = match open().await? {
+        Err(StoreError::Damaged { detail, .. }) => detail,
+        opened => return Ok((opened?, None)),
+    };
+    let salvage = tokio::task::spawn_blocking({
+        let path = path.clone();
+        move || Salvage::of(&path)
+    });
+    let salvage = salvage.await??;
+    let mut damage = format!("the store was damaged ({detail}): {salvage}");
+    if salvage.loses(&PROMISES) {
+        say_lost()?;
+    }
+    if salvage.loses(&NOT_TO_BE_REPEATED) {
+        for entry in keystore.agents() {
+            let secrets = keystore.agent(&entry.name)?;
+            let (name, agent, from_term) = (entry.name, entry.agent, entry.term);
+            keystore.put_import(&ImportSecrets { name, agent, from_term, root: secrets.root })?;
+        }
+        damage.push_str("; what lives here is taken over anew, in a higher term, with what the mesh has of it");
+    }
+    let aside = salvage.install()?;
+    damage
+        .push_str(&format!(". The damaged file is kept as {}: check the disk, and remove it when nobody misses anything", aside.display()));
+    Ok((open().await??, Some(damage)))
 }
 
 /// Says durably, in a new store, that the one before it is lost: from now on this node answers `Recovering` where it may have promised
@@ -553,6 +615,7 @@ struct Shell {
     book: AddressBook,
     book_path: PathBuf,
     book_dirty_since_ms: Option<u64>,
+    room: Room,
     waiting: HashMap<u64, oneshot::Sender<Result<Answer, CallError>>>,
     next_call: u64,
     shared: Arc<Shared>,
@@ -717,6 +780,9 @@ impl Shell {
             self.save_book();
             let candidates = self.book.candidates(persona_bootstrap::BOOK_CANDIDATES_MAX, clock::now().wall_ms);
             self.join(JoinEvent::Known { candidates });
+        }
+        if let Some(low) = self.room.changed(clock::now().mono_us) {
+            self.run(Input::DiskLow { low });
         }
     }
 

@@ -218,6 +218,7 @@ impl From<CallError> for Problem {
             CallError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             CallError::BadRequest(_) => StatusCode::BAD_REQUEST,
             CallError::Refused { .. } => StatusCode::CONFLICT,
+            CallError::DiskFull => StatusCode::INSUFFICIENT_STORAGE,
             CallError::NotKept(_) => StatusCode::INTERNAL_SERVER_ERROR,
             CallError::ImportUnfinished { .. } => StatusCode::SERVICE_UNAVAILABLE,
         };
@@ -347,7 +348,7 @@ async fn status(State(app): State<App>) -> Reply {
         "ready": core.ready,
         "alone": core.alone,
         "agents": app.agents(core.agents),
-        "store": {"shards": core.shards_held, "bytes": core.shard_bytes, "sections": core.sections_held, "lost_ms": core.lost_store_ms, "file_bytes": store.file_bytes},
+        "store": {"shards": core.shards_held, "bytes": core.shard_bytes, "sections": core.sections_held, "lost_ms": core.lost_store_ms, "file_bytes": store.file_bytes, "disk_low": core.disk_low},
         "network": {"kad_table": view.kad_peers, "gossip_peers": gossip_peers},
         "canary": core.canary,
         "clock": core.clock,

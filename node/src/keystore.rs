@@ -20,6 +20,7 @@ mod passphrase;
 pub use format::{AGENTS_MAX, Cost, CostError, FORMAT_VERSION, NAME_BYTES_MAX, SALT_BYTES, derive_key};
 pub use passphrase::{PASSPHRASE_VARIABLE, Passphrase, PassphraseError, PassphrasePurpose, PassphraseSource, passphrase};
 
+use files::{Disk, Files, ReplaceError};
 use format::{Contents, EntryId, Kind, ReadError};
 
 /// The keystore's file name in a state directory.
@@ -56,6 +57,13 @@ pub enum KeystoreError {
     /// Another process wrote the file since it was opened. Nothing was written.
     #[error("another process has changed the keystore {}: stop it, then start again", .0.display())]
     Changed(PathBuf),
+    /// An earlier change was written and could not be synced: only the disk knows whether it counts.
+    #[error(
+        "whether the last change of the keystore {} is on the disk is not known, because a sync failed: nothing more is written to it; check the \
+         disk, and start the node again",
+        .0.display()
+    )]
+    Undecided(PathBuf),
     /// No agent of this name.
     #[error("there is no agent {0:?} here: `persona agent list` names those that are")]
     NoSuchAgent(String),
@@ -146,34 +154,55 @@ impl std::fmt::Debug for AgentSecrets {
 }
 
 /// An open keystore. Entries stay sealed in memory until they are asked for.
-pub struct Keystore {
+pub struct Keystore<F = Disk> {
+    files: F,
     path: PathBuf,
     contents: Contents,
     agents: ByName,
     importing: ByName,
     /// What the file ended with when this process last read or wrote it.
     checksum: [u8; 32],
+    /// A change was written, and its sync failed.
+    undecided: bool,
 }
 
 impl Keystore {
     /// Creates a keystore in `directory` (and the directory, for its user alone) with a fresh node seed and node key. It takes as long as
     /// `cost` says: 0.1 to 0.5 s for [`Cost::STANDARD`].
     pub fn create(directory: &Path, passphrase: &Passphrase, cost: Cost) -> Result<Self, KeystoreError> {
-        let path = directory.join(KEYSTORE_FILE);
-        files::create_private_directory(directory).map_err(|source| io_error("create the directory of", &path, source))?;
-        if path.try_exists().map_err(|source| io_error("look for", &path, source))? {
-            return Err(KeystoreError::AlreadyExists(path));
-        }
-        let contents = Contents::create(passphrase, cost)?;
-        let mut keystore = Self { path, contents, agents: ByName::new(), importing: ByName::new(), checksum: [0; 32] };
-        keystore.write()?;
-        Ok(keystore)
+        files::create_private_directory(directory)
+            .map_err(|source| io_error("create the directory of", &directory.join(KEYSTORE_FILE), source))?;
+        Self::create_on(Disk, directory, passphrase, cost)
     }
 
     /// Opens the keystore in `directory`, and checks every entry.
     pub fn open(directory: &Path, passphrase: &Passphrase) -> Result<Self, KeystoreError> {
+        let keystore = Self::open_on(Disk, directory, passphrase)?;
+        if files::others_may_read(&keystore.path) {
+            tracing::warn!(path = %keystore.path.display(), "others may read the keystore: `chmod 600` it");
+        }
+        Ok(keystore)
+    }
+}
+
+impl<F: Files> Keystore<F> {
+    /// [`Keystore::create`] in a directory that is there, on any file system.
+    pub fn create_on(mut files: F, directory: &Path, passphrase: &Passphrase, cost: Cost) -> Result<Self, KeystoreError> {
         let path = directory.join(KEYSTORE_FILE);
-        let bytes = match files::read_bounded(&path, format::FILE_BYTES_MAX) {
+        if files.exists(&path).map_err(|source| io_error("look for", &path, source))? {
+            return Err(KeystoreError::AlreadyExists(path));
+        }
+        let contents = Contents::create(passphrase, cost)?;
+        let (agents, importing) = (ByName::new(), ByName::new());
+        let mut keystore = Self { files, path, contents, agents, importing, checksum: [0; 32], undecided: false };
+        keystore.write()?;
+        Ok(keystore)
+    }
+
+    /// [`Keystore::open`] on any file system.
+    pub fn open_on(mut files: F, directory: &Path, passphrase: &Passphrase) -> Result<Self, KeystoreError> {
+        let path = directory.join(KEYSTORE_FILE);
+        let bytes = match files.read(&path, format::FILE_BYTES_MAX) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(KeystoreError::NotFound(path)),
             Err(source) => return Err(io_error("read", &path, source)),
@@ -185,11 +214,8 @@ impl Keystore {
             ReadError::Cost(error) => KeystoreError::Cost(error),
         })?;
         let (agents, importing) = contents.agents().map_err(|detail| KeystoreError::Damaged { path: path.clone(), detail })?;
-        files::remove_leftover(&path);
-        if files::others_may_read(&path) {
-            tracing::warn!(path = %path.display(), "others may read the keystore: `chmod 600` it");
-        }
-        Ok(Self { path, contents, agents, importing, checksum })
+        files::remove_leftover(&mut files, &path);
+        Ok(Self { files, path, contents, agents, importing, checksum, undecided: false })
     }
 
     /// The Ed25519 seed of the node's identity.
@@ -345,9 +371,12 @@ impl Keystore {
         self.change(|contents, _, _| contents.set_wrapped(wrapped))
     }
 
-    /// Changes memory and file together, or neither.
+    /// Changes memory and file together, or neither; where that cannot be said, nothing is changed any more.
     fn change(&mut self, change: impl FnOnce(&mut Contents, &mut ByName, &mut ByName)) -> Result<(), KeystoreError> {
-        let on_disk = files::read_bounded(&self.path, format::FILE_BYTES_MAX).map_err(|source| io_error("read", &self.path, source))?;
+        if self.undecided {
+            return Err(KeystoreError::Undecided(self.path.clone()));
+        }
+        let on_disk = self.files.read(&self.path, format::FILE_BYTES_MAX).map_err(|source| io_error("read", &self.path, source))?;
         if !on_disk.ends_with(&self.checksum) {
             return Err(KeystoreError::Changed(self.path.clone()));
         }
@@ -358,13 +387,19 @@ impl Keystore {
 
     fn write(&mut self) -> Result<(), KeystoreError> {
         let (bytes, checksum) = self.contents.write();
-        files::replace(&self.path, &bytes).map_err(|source| io_error("write", &self.path, source))?;
-        self.checksum = checksum;
+        match files::replace_on(&mut self.files, &self.path, &bytes) {
+            Ok(()) => self.checksum = checksum,
+            Err(ReplaceError::Unchanged(source)) => return Err(io_error("write", &self.path, source)),
+            Err(ReplaceError::Undecided(source)) => {
+                self.undecided = true;
+                return Err(io_error("sync", &self.path, source));
+            }
+        }
         Ok(())
     }
 }
 
-impl std::fmt::Debug for Keystore {
+impl<F> std::fmt::Debug for Keystore<F> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Keystore({}, {} agents, ..)", self.path.display(), self.agents.len())
     }

@@ -12,5 +12,6 @@ mod http;
 pub mod keystore;
 mod output;
 mod random;
+mod room;
 mod spent;
 pub mod store;

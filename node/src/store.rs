@@ -8,6 +8,8 @@
 //! call the next one a success), so every later submit is refused, the daemon exits, and the next start reads what is really there.
 
 use std::{
+    cell::Cell,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     path::Path,
     sync::{Arc, atomic::Ordering},
     thread::JoinHandle,
@@ -21,10 +23,12 @@ use tokio::sync::mpsc;
 
 mod format;
 mod measure;
+mod salvage;
 mod writer;
 
-pub use format::{FORMAT_VERSION, INTEGRITY_CHECK_BYTES_MAX};
+pub use format::FORMAT_VERSION;
 pub use measure::GROUP_SIZE_CLASSES;
+pub use salvage::{Salvage, TableSalvage, whole_rows};
 pub use writer::{COMMIT_BYTES_MAX, QUEUE_BATCHES_MAX, QUEUE_BYTES_MAX};
 
 /// The store's file name in a state directory.
@@ -50,15 +54,6 @@ pub enum StoreStep {
     Synced,
     /// [`StoreEvent::Persisted`] for these batches is about to be sent.
     Reporting(Vec<PersistId>),
-}
-
-/// How an open makes sure that the file is sound.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Check {
-    /// Reads the whole file and verifies every checksum.
-    Always,
-    /// Does so only where a crash left it necessary. A file that was closed well, or whose last commit was of two phases, is trusted.
-    AfterCrash,
 }
 
 /// Is called with each [`StoreStep`], on the writer's thread. It may block, and the writer with it.
@@ -99,10 +94,7 @@ pub enum StoreError {
         detail: String,
     },
     /// The file was a store, and no longer reads as one.
-    #[error(
-        "{place} is damaged ({detail}): it was not replaced; restore it from a copy of the disk, or move it away and start with an empty \
-         store, which the mesh treats as a lost disk"
-    )]
+    #[error("{place} is damaged ({detail}): it was left as it is; a start of the node keeps what is whole of it, and says what is lost")]
     Damaged {
         /// The file.
         place: String,
@@ -155,8 +147,8 @@ impl Drop for Inner {
 }
 
 impl Store {
-    /// Opens the store in the file `path`, or creates it where there is no file. It blocks: a file that was not closed well, or is not
-    /// larger than [`INTEGRITY_CHECK_BYTES_MAX`], is read whole and its checksums are verified.
+    /// Opens the store in the file `path`, or creates it where there is no file. It blocks: the file is read whole, and its checksums are
+    /// verified. Of one that is [`StoreError::Damaged`], [`Salvage::of`] keeps what is whole.
     ///
     /// Events are coalesced while `events` is full, and the writer goes on; the queue's bound counts what is not yet reported.
     pub fn open(path: &Path, events: mpsc::Sender<StoreEvent>) -> Result<Self, StoreError> {
@@ -168,12 +160,11 @@ impl Store {
     /// Opens the store on any backend, or creates it on an empty one. The observer sees every step of the writer in order.
     pub fn open_with_backend(
         backend: impl StorageBackend,
-        check: Check,
         events: mpsc::Sender<StoreEvent>,
         observer: Option<StoreObserver>,
     ) -> Result<Self, StoreError> {
         let counters = Arc::default();
-        let opened = format::open_backend(backend, check, &counters, observer.clone())?;
+        let opened = format::open_backend(backend, &counters, observer.clone())?;
         Self::start(opened, counters, events, observer)
     }
 
@@ -213,11 +204,10 @@ impl Store {
 
     /// The durable value of `key`. What is still queued is not seen. Callable from any thread, and never waits for the writer.
     pub fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        let read = || -> Result<Option<Vec<u8>>, redb::Error> {
-            let table = self.database()?.begin_read()?.open_table(format::definition(table))?;
+        self.read(|database| {
+            let table = database.begin_read()?.open_table(format::definition(table))?;
             Ok(table.get(key)?.map(|value| value.value().to_vec()))
-        };
-        read().map_err(|error| self.read_error(error))
+        })
     }
 
     /// Calls `visit` with every key and value of `table`, in the order of the keys' bytes, as of one moment. Returns how many there were.
@@ -227,26 +217,29 @@ impl Store {
 
     /// [`Self::for_each`] of the keys that start with `prefix`.
     pub fn for_each_with_prefix(&self, table: Table, prefix: &[u8], mut visit: impl FnMut(&[u8], &[u8])) -> Result<u64, StoreError> {
-        let mut read = || -> Result<u64, redb::Error> {
-            let table = self.database()?.begin_read()?.open_table(format::definition(table))?;
+        let visiting = Cell::new(false);
+        self.read_but(&visiting, |database| {
+            let table = database.begin_read()?.open_table(format::definition(table))?;
             let mut visited = 0;
             for entry in table.range(prefix..)? {
                 let (key, value) = entry?;
-                if !key.value().starts_with(prefix) {
+                let (key, value) = (key.value(), value.value());
+                if !key.starts_with(prefix) {
                     break;
                 }
-                visit(key.value(), value.value());
+                visiting.set(true);
+                visit(key, value);
+                visiting.set(false);
                 visited += 1;
             }
             Ok(visited)
-        };
-        read().map_err(|error| self.read_error(error))
+        })
     }
 
     /// What is stored and how the writer fares. Cheap: the numbers are kept, not counted.
     pub fn stats(&self) -> Result<StoreStats, StoreError> {
-        let read = || -> Result<Vec<TableStats>, redb::Error> {
-            let transaction = self.database()?.begin_read()?;
+        let tables = self.read(|database| {
+            let transaction = database.begin_read()?;
             let store = transaction.open_table(format::STORE_TABLE)?;
             Table::ALL
                 .into_iter()
@@ -256,8 +249,7 @@ impl Store {
                     Ok(TableStats { table, entries, bytes })
                 })
                 .collect()
-        };
-        let tables = read().map_err(|error| self.read_error(error))?;
+        })?;
         let counters = &self.inner.counters;
         Ok(StoreStats {
             tables,
@@ -278,17 +270,25 @@ impl Store {
         let Some(writer) = self.inner.writer.lock().take() else { return };
         // The writer catches its own panics and turns them into `Failed`.
         let _ = writer.join();
-        *self.inner.database.write() = None;
+        // redb's last words to a file that was altered under it may be a panic, too. All that was reported is on the disk.
+        let database = self.inner.database.write().take();
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(database)));
     }
 
-    fn database(&self) -> Result<Arc<Database>, redb::Error> {
-        self.inner.database.read().clone().ok_or(redb::Error::DatabaseClosed)
+    /// redb panics where pages that it reads contradict each other: the disk has changed them since they were verified.
+    fn read<T>(&self, read: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, StoreError> {
+        self.read_but(&Cell::new(false), read)
     }
 
-    fn read_error(&self, error: redb::Error) -> StoreError {
-        match error {
-            redb::Error::DatabaseClosed => StoreError::Closed,
-            other => format::translate(other, &self.inner.place, "read"),
+    /// [`Self::read`], where a panic is the caller's own while `theirs`.
+    fn read_but<T>(&self, theirs: &Cell<bool>, read: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, StoreError> {
+        let Some(database) = self.inner.database.read().clone() else { return Err(StoreError::Closed) };
+        let place = &self.inner.place;
+        match catch_unwind(AssertUnwindSafe(|| read(&database))) {
+            Ok(Err(redb::Error::DatabaseClosed)) => Err(StoreError::Closed),
+            Ok(result) => result.map_err(|error| format::translate(error, place, "read")),
+            Err(panic) if theirs.get() => resume_unwind(panic),
+            Err(_) => Err(StoreError::Damaged { place: place.clone(), detail: format::CONTRADICTION.to_owned() }),
         }
     }
 }

@@ -186,6 +186,8 @@ pub struct Holder {
     persists: BTreeMap<PersistId, Vec<Then>>,
     reads: BTreeMap<ReadId, PendingRead>,
     calls_open: usize,
+    /// The disk is nearly full: no new shard is taken.
+    disk_low: bool,
     amnesia: Amnesia,
     /// Whether this node's clock is good enough for class active.
     clock_trusted: bool,
@@ -387,6 +389,7 @@ impl Holder {
             persists: BTreeMap::new(),
             reads: BTreeMap::new(),
             calls_open: 0,
+            disk_low: false,
             amnesia: Amnesia::default(),
             clock_trusted: true,
         }
@@ -591,6 +594,11 @@ impl Holder {
             self.persists.remove(&id); // nothing waits for it
         }
         out
+    }
+
+    /// Whether the disk is nearly full. While it is, nothing new is stored for others (`Full`); what is here is served and renewed.
+    pub fn set_disk_low(&mut self, low: bool) {
+        self.disk_low = low;
     }
 
     /// Counts.
@@ -976,7 +984,8 @@ impl Holder {
     fn room(&self, manifest: &SignedManifest, new_shard_bytes: u64) -> Result<(), Response> {
         let owned = self.owner_bytes.get(&manifest.owner).copied().unwrap_or(0);
         let added = new_shard_bytes + manifest.wire().body.len() as u64;
-        let full = !self.sections.contains_key(&manifest.key) && self.sections.len() >= self.limits.sections_max
+        let full = self.disk_low && new_shard_bytes > 0
+            || !self.sections.contains_key(&manifest.key) && self.sections.len() >= self.limits.sections_max
             || self.shard_bytes + new_shard_bytes > self.limits.shard_bytes_max
             || owned + added > self.limits.bytes_per_owner_max;
         if full { Err(refused(Refusal::Full)) } else { Ok(()) }

@@ -384,6 +384,9 @@ pub enum CallError {
     /// A queue is full.
     #[error("the node is busy: {0}")]
     Busy(String),
+    /// The disk is nearly full: nothing new is taken on.
+    #[error("the disk of this node is nearly full: nothing new is stored here until there is room")]
+    DiskFull,
     /// The keystore could not take what it must have before this goes on.
     #[error("the keystore did not take the agent's keys: {0}")]
     NotKept(String),
@@ -429,6 +432,7 @@ impl CallError {
             Self::NameTaken(_) => "name-taken",
             Self::ClockUnsynced { .. } => "clock-unsynced",
             Self::Busy(_) => "busy",
+            Self::DiskFull => "disk-full",
             Self::NotKept(_) => "not-kept",
             Self::ImportUnfinished { .. } => "import-unfinished",
         }
@@ -466,6 +470,7 @@ impl CallError {
             }
             Self::ClockUnsynced { .. } => "set this machine's clock, by NTP if it can be; the other classes are dated by the peers' clocks meanwhile".into(),
             Self::Busy(_) => "try again in a moment".into(),
+            Self::DiskFull => "make room on the disk of the state directory (`df -h` shows it), and try again; reads go on meanwhile".into(),
             Self::NotKept(_) => "see to the disk of the state directory and its permissions, then give the command again".into(),
             Self::ImportUnfinished { .. } => {
                 "this node has its keys and goes on by itself, also after a restart: `persona status` shows the agent as importing until it \

@@ -10,7 +10,7 @@ use chacha20poly1305::{
     aead::{Aead, Payload},
 };
 use persona_agent::{Commitment, PairState, Relationship, RootSecret};
-use persona_fragments::{Ed25519Verifier, Fields, OwnerKey, SectionKey, manifest::ManifestWire, wire};
+use persona_fragments::{Fields, OwnerKey, SectionKey, Verifier, manifest::ManifestWire, wire};
 use persona_mesh_proto::Table;
 use rand_core::CryptoRng;
 
@@ -98,7 +98,13 @@ pub struct Stray {
 
 impl Agent {
     /// Takes up chains and logs from their rows, which are ahead of the sections. Returns the sections that must follow.
-    pub(crate) fn take_local(&mut self, key: &[u8; 32], id: &OwnerKey, rows: &Rows) -> Result<Vec<String>, String> {
+    pub(crate) fn take_local(
+        &mut self,
+        key: &[u8; 32],
+        id: &OwnerKey,
+        rows: &Rows,
+        verifier: &dyn Verifier,
+    ) -> Result<Vec<String>, String> {
         let mut behind = Vec::new();
         for (place, sealed) in &rows.local {
             let Some(partner) = partner_of(place) else { continue };
@@ -114,7 +120,7 @@ impl Agent {
                     }
                 }
                 ROW_RELATIONSHIP => {
-                    let relationship = Relationship::from_fields(&fields, *id, &Ed25519Verifier).map_err(|error| error.to_string())?;
+                    let relationship = Relationship::from_fields(&fields, *id, verifier).map_err(|error| error.to_string())?;
                     if self.relationships.get(&partner) != Some(&relationship) {
                         self.relationships.insert(partner, relationship);
                         behind.push(format!("relationship/{}", partner.to_did()));

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use persona_agent::{Birth, Card, Genesis, Identity, Index, PairState, Personality, Relationship, RootSecret};
-use persona_fragments::{CertifiedHead, Class, OwnerKey, SealContext, SectionKey, SignedManifest, seal, wire};
+use persona_fragments::{CertifiedHead, Class, Fields, OwnerKey, SealContext, SectionKey, SignedManifest, Verifier, seal, wire};
 use persona_mesh_proto::{Freshness, Mode, Table, Write};
 use zeroize::Zeroizing;
 
@@ -143,7 +143,7 @@ impl Node {
             Err(error) => return self.reply(call, Err(CallError::BadRequest(error.to_string()))),
         };
         let card = identity.card(self.me, self.now.wall_ms).to_bytes(identity.signer());
-        let mut owner = Owner::new(root, 1, OwnerState::Unpublished);
+        let mut owner = Owner::new(root, 1, OwnerState::Unpublished, &self.keys.owner_signer);
         owner.agent = Some(Box::new(Agent::new(name, identity)));
         self.owners.insert(id, owner);
         self.change(&id, "core", Class::Core, Content::Fields(fields), None);
@@ -264,7 +264,7 @@ impl Node {
     fn take_up(&mut self, keys: AgentKeys) -> Result<OwnerKey, String> {
         let root = RootSecret::from_bytes(*keys.root);
         let id = root.agent_id();
-        let mut owner = Owner::new(root, keys.term, OwnerState::Live);
+        let mut owner = Owner::new(root, keys.term, OwnerState::Live, &self.keys.owner_signer);
         let rows = self.messages.take_own_rows(&id);
         let now_us = self.now.mono_us;
         let open = |owner: &mut Owner, name: &str, class: Class| -> Result<Option<persona_fragments::Fields>, String> {
@@ -304,11 +304,11 @@ impl Node {
                 }
                 continue;
             };
-            agent.take_section(name, &fields)?;
+            agent.take_section(name, &fields, &*self.keys.verifier)?;
         }
         agent.index = index;
         // Chains and logs are written with every message, ahead of their sections.
-        let stale = agent.take_local(&owner.root.local_key(), &id, &rows)?;
+        let stale = agent.take_local(&owner.root.local_key(), &id, &rows, &*self.keys.verifier)?;
         agent.missing.retain(|name, _| !stale.contains(name));
         owner.agent = Some(Box::new(agent));
         let listed = owner.sections.get("index").is_some_and(|index| index.head.is_some());
@@ -569,7 +569,7 @@ impl Node {
             if got.value.fresh == Freshness::MaybeStale {
                 state.mode = Mode::Any;
             }
-            let Some(card) = read_card(&got.value, &state.agent) else {
+            let Some(card) = read_card(&got.value, &state.agent, &*self.keys.verifier) else {
                 let error =
                     CallError::Unreadable { what: format!("{}/card", state.agent.to_did()), reason: "it is not this agent's card".into() };
                 return self.import_refused(import, error);
@@ -656,7 +656,7 @@ impl Node {
         let Some(state) = self.imports.get_mut(&import) else { return };
         state.stage = Stage::Fencing;
         state.sections.clear();
-        let mut owner = Owner::new(state.root.clone(), term, OwnerState::Importing);
+        let mut owner = Owner::new(state.root.clone(), term, OwnerState::Importing, &self.keys.owner_signer);
         let card = Card { term, home: me, created_ms: wall_ms, ..card };
         let payload = card.to_bytes(&*owner.signer);
         owner.sections.insert("card".into(), adopted(&id, &state.root, "card", &old, Vec::new()));
@@ -833,7 +833,7 @@ impl Node {
         let mut problems = Vec::new();
         if let Some(agent) = owner.agent.as_mut() {
             for (name, fields) in fields {
-                if let Err(error) = agent.take_section(&name, &fields) {
+                if let Err(error) = agent.take_section(&name, &fields, &*self.keys.verifier) {
                     problems.push((name, error));
                 }
             }
@@ -959,7 +959,7 @@ impl Node {
                 },
                 relationships: agent.relationships.len(),
                 missing: agent.missing.keys().cloned().collect(),
-                card: owner.sections.get("card").and_then(|owned| card_report(&owned.stored)),
+                card: owner.sections.get("card").and_then(|owned| card_report(&owned.stored, &*self.keys.verifier)),
                 sections: self.section_reports(&owner.id),
             })
         });
@@ -990,12 +990,11 @@ impl Agent {
     }
 
     /// Takes up what a section of the agent says about its partners.
-    pub(crate) fn take_section(&mut self, name: &str, fields: &persona_fragments::Fields) -> Result<(), String> {
+    pub(crate) fn take_section(&mut self, name: &str, fields: &Fields, verifier: &dyn Verifier) -> Result<(), String> {
         let partner = |did: &str| OwnerKey::from_did(did).ok_or_else(|| format!("section {name} names no agent"));
         if let Some(did) = name.strip_prefix("relationship/") {
             let partner = partner(did)?;
-            let relationship = Relationship::from_fields(fields, self.identity.agent(), &persona_fragments::Ed25519Verifier)
-                .map_err(|error| error.to_string())?;
+            let relationship = Relationship::from_fields(fields, self.identity.agent(), verifier).map_err(|error| error.to_string())?;
             self.relationships.insert(partner, relationship);
         } else if let Some(did) = name.strip_prefix("keys/") {
             let partner = partner(did)?;

@@ -32,5 +32,5 @@ mod traffic;
 pub use call::{Answer, Call, CallError, Keep};
 pub use disk::Stray;
 pub use import::AgentKeys;
-pub use node::{Config, Gossip, Input, Judgement, Node, NodeKeys, Notice, Output, PublishError, RequestError};
+pub use node::{Config, Gossip, Input, Judgement, Node, NodeKeys, Notice, Output, OwnerSigner, PublishError, RequestError, ed25519_owner};
 pub use pending::ImportKeys;

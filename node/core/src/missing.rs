@@ -128,7 +128,7 @@ impl Node {
         let context = SealContext { agent: *id, section: owned.key, content_version: got.value.head.manifest.content_version };
         let unreadable = |reason: String| CallError::Unreadable { what: got.report.section.clone(), reason };
         let (epoch, fields) = seal::open(&owned.stored, &owner.recovery, &context).map_err(|error| unreadable(error.to_string()))?;
-        agent.take_section(name, &fields).map_err(unreadable)?;
+        agent.take_section(name, &fields, &*self.keys.verifier).map_err(unreadable)?;
         owned.epoch = Some(epoch);
         let version = got.value.head.manifest.version;
         if (version.term, version.device) == (owner.term, self.me.device()) {

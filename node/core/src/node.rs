@@ -6,7 +6,7 @@ use std::{
 };
 
 use chacha20::ChaCha20Rng;
-use persona_agent::CommitmentRegistry;
+use persona_agent::{CommitmentRegistry, RootSecret};
 use persona_fragments::{CertifiedHead, Classes, Equivocation, OwnerKey, PeerKey, SectionKey, Signer, Verifier};
 use persona_mesh_proto::{
     Now, PeerClocks, PersistId, ReadId, Table, Write,
@@ -83,6 +83,16 @@ pub struct NodeKeys {
     pub verifier: Arc<dyn Verifier>,
     /// 32 secret bytes of this node, from which its own sections' keys are derived.
     pub secret: zeroize::Zeroizing<[u8; 32]>,
+    /// What signs the sections of whoever has this root secret: [`ed25519_owner`], unless a harness has cheaper signatures.
+    pub owner_signer: OwnerSigner,
+}
+
+/// Makes a signer of a root secret. Its public key is the owner's id, whatever it signs with.
+pub type OwnerSigner = Arc<dyn Fn(&RootSecret) -> Box<dyn Signer> + Send + Sync>;
+
+/// Owners sign with Ed25519, as everybody else expects.
+pub fn ed25519_owner() -> OwnerSigner {
+    Arc::new(|root| Box::new(root.signer()))
 }
 
 /// A gossip topic of docs/spec/gossip.md#topics.
@@ -151,6 +161,11 @@ pub enum Input {
         id: u64,
         /// How it went; in the keystore's words if it did not.
         result: Result<(), String>,
+    },
+    /// The disk has become nearly full, or has room again (docs/spec/store.md#room).
+    DiskLow {
+        /// Whether it is.
+        low: bool,
     },
     /// A value was read.
     Loaded {
@@ -387,6 +402,8 @@ pub struct Node {
     pub(crate) messages: Messages,
 
     pub(crate) canary: Canary,
+    /// The disk is nearly full.
+    disk_low: bool,
     pub(crate) alarms: VecDeque<AlarmReport>,
     pub(crate) counters: BTreeMap<&'static str, u64>,
     next_holder_tick_us: u64,
@@ -409,7 +426,7 @@ impl Node {
     /// A node with nothing in it. Its stored records follow with [`Node::load`], its agents with [`Node::add_agent`].
     pub fn new(keys: NodeKeys, config: Config, seed: [u8; 32], now: Now) -> Self {
         let me = PeerKey(keys.signer.public_key());
-        let owner = Owner::of_node(&keys.secret);
+        let owner = Owner::of_node(&keys.secret, &keys.owner_signer);
         let node_owner = owner.id;
         let mut node = Self {
             me,
@@ -450,6 +467,7 @@ impl Node {
             registry: CommitmentRegistry::default(),
             messages: Messages::default(),
             canary: Canary { next_us: now.mono_us + 500_000, started_us: now.mono_us, ..Canary::default() },
+            disk_low: false,
             alarms: VecDeque::new(),
             counters: BTreeMap::new(),
             next_holder_tick_us: now.mono_us,
@@ -474,6 +492,7 @@ impl Node {
             Input::Found { id, peers } => self.on_found(id, peers),
             Input::Persisted { ids } => self.on_persisted(&ids),
             Input::Kept { id, result } => self.on_kept(id, result),
+            Input::DiskLow { low } => self.on_disk_low(low),
             Input::Loaded { id, value } => self.on_loaded(id, value),
             Input::Gossip { message, topic, data } => self.on_gossip(message, topic, &data),
             Input::Published { id, result } => self.on_published(id, result),
@@ -616,6 +635,11 @@ impl Node {
         *self.counters.entry(what).or_default() += 1;
     }
 
+    /// Raises an alarm of the shell's: what it met before this node was there.
+    pub fn raise_alarm(&mut self, kind: &'static str, text: String) {
+        self.alarm(kind, text);
+    }
+
     /// Tells the operator.
     pub(crate) fn alarm(&mut self, kind: &'static str, text: String) {
         let alarm = AlarmReport { at_ms: self.now.wall_ms, kind, text };
@@ -644,6 +668,13 @@ impl Node {
         );
         if self.ops.len() >= OPS_MAX && !looks_only {
             return self.reply(id, Err(CallError::Busy(format!("{OPS_MAX} operations are on their way"))));
+        }
+        let takes_room = matches!(
+            call,
+            Call::CreateAgent { .. } | Call::Import { .. } | Call::PutSection { .. } | Call::Send { .. } | Call::BenchPut { .. }
+        );
+        if self.disk_low && takes_room {
+            return self.reply(id, Err(CallError::DiskFull));
         }
         match call {
             Call::CreateAgent { name, role, place, attributes } => self.create_agent(id, name, role, place, attributes),
@@ -677,6 +708,17 @@ impl Node {
         }
     }
 
+    /// What is here goes on: it is read, served, renewed, and messages that arrive are kept. Nothing new is begun.
+    fn on_disk_low(&mut self, low: bool) {
+        self.disk_low = low;
+        self.holder.set_disk_low(low);
+        if low {
+            let text = "the disk is nearly full: nothing new is stored here, for others or for the agents of this node; what is here is read and \
+                        renewed. Make room: if it fills up, the node stops";
+            self.alarm("disk-low", text.into());
+        }
+    }
+
     fn status(&self) -> StatusReport {
         let held = self.holder.stats();
         StatusReport {
@@ -688,6 +730,7 @@ impl Node {
             shards_held: held.shards,
             shard_bytes: held.shard_bytes,
             lost_store_ms: held.lost_store_ms,
+            disk_low: self.disk_low,
             canary: self.canary.report.clone(),
             clock: self.clock_report(),
             churn: self.churn_report(),

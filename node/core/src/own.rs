@@ -13,7 +13,10 @@ use persona_fragments::{
 };
 use zeroize::Zeroizing;
 
-use crate::{missing::Missing, node::OpId};
+use crate::{
+    missing::Missing,
+    node::{OpId, OwnerSigner},
+};
 
 /// How far a writer jumps ahead when a version of its own turns out to be taken: farther than what the other one wrote meanwhile.
 const VERSIONS_SKIPPED: u64 = 1 << 10;
@@ -234,9 +237,17 @@ impl Owned {
     /// an outcome; and always if there is an earlier version of unknown outcome too: holders keep each until it is decided, and take no
     /// more than three (docs/spec/quorum.md#a-version-that-is-given-up).
     pub(crate) fn holds_back(&self, intent: &SignedManifest, wall_ms: u64) -> bool {
+        self.failures < HELD_BACK_ATTEMPTS || self.undecided(wall_ms).any(|set| set.version < intent.version)
+    }
+
+    /// Whether versions that gave way to newer ones may still take up room at their holders.
+    pub(crate) fn has_undecided(&self, wall_ms: u64) -> bool {
+        self.undecided(wall_ms).next().is_some()
+    }
+
+    fn undecided(&self, wall_ms: u64) -> impl Iterator<Item = &OlderSet> {
         let committed = self.head.as_ref().map(|head| head.manifest.version);
-        let undecided = |set: &&OlderSet| committed.is_none_or(|head| set.version > head) && set.version < intent.version;
-        self.failures < HELD_BACK_ATTEMPTS || self.live.iter().filter(undecided).any(|set| set.expires_at_ms > wall_ms)
+        self.live.iter().filter(move |set| committed.is_none_or(|head| set.version > head) && set.expires_at_ms > wall_ms)
     }
 
     /// The level that those who wait for the put on its way demand.
@@ -277,12 +288,12 @@ pub(crate) struct OwnRecord {
 
 impl Owner {
     /// An owner without sections.
-    pub(crate) fn new(root: RootSecret, term: u64, state: OwnerState) -> Self {
-        let signer = root.signer();
+    pub(crate) fn new(root: RootSecret, term: u64, state: OwnerState, signer: &OwnerSigner) -> Self {
+        let signer = signer(&root);
         Self {
-            id: root.agent_id(),
+            id: OwnerKey(signer.public_key()),
             recovery: root.recovery_key(),
-            signer: Box::new(signer),
+            signer,
             root,
             term,
             sections: BTreeMap::new(),
@@ -292,12 +303,12 @@ impl Owner {
     }
 
     /// The node as an owner: of its canary and its benchmark sections. Its keys come from the node's secret, under a label of their own.
-    pub(crate) fn of_node(secret: &Zeroizing<[u8; 32]>) -> Self {
+    pub(crate) fn of_node(secret: &Zeroizing<[u8; 32]>, signer: &OwnerSigner) -> Self {
         let mut root = Zeroizing::new([0; 32]);
         hkdf::Hkdf::<sha2::Sha256>::new(None, secret.as_slice())
             .expand(b"persona/node-sections/v1", root.as_mut())
             .expect("32 bytes are within HKDF's output");
-        Self::new(RootSecret::from_bytes(*root), 1, OwnerState::Live)
+        Self::new(RootSecret::from_bytes(*root), 1, OwnerState::Live, signer)
     }
 
     /// The earliest time at which a section is due.

@@ -3,7 +3,7 @@
 
 use persona_agent::{Card, Personality};
 use persona_fragments::{
-    CertifiedHead, Fields, OwnerKey, PeerKey, SealContext, SectionKey, Version,
+    CertifiedHead, Fields, OwnerKey, PeerKey, SealContext, SectionKey, Verifier, Version,
     coding::shard_matches,
     mutants::{self, Mutant},
     seal, wire,
@@ -95,6 +95,8 @@ pub(crate) enum GetPurpose {
     Stranger { call: u64, agent: OwnerKey },
     /// The state of a section, for a call; the call fails if the read does.
     Analyze { call: u64, must_read: bool },
+    /// Versions of this node's own of unknown outcome: whichever the holders have acked enough is completed by reading.
+    Complete,
     /// A certified head, for a call.
     Certificate { call: u64 },
     /// A section as it is stored, for a call.
@@ -417,8 +419,8 @@ impl Node {
             }
             GetPurpose::Stranger { call, agent } => {
                 let card = result.ok().and_then(|got| {
-                    read_card(&got.value, &agent)?;
-                    card_report(&got.value.content).map(Box::new)
+                    read_card(&got.value, &agent, &*self.keys.verifier)?;
+                    card_report(&got.value.content, &*self.keys.verifier).map(Box::new)
                 });
                 self.reply(call, Err(CallError::NotTheOwner { agent: agent.to_did(), card }));
             }
@@ -426,6 +428,7 @@ impl Node {
                 Ok(got) => self.begin_survey(call, got.value.head),
                 Err(error) => self.reply(call, Err(error)),
             },
+            GetPurpose::Complete => {}
             GetPurpose::Certificate { call } => {
                 let answer = result.map(|got| {
                     let head = got.value.head;
@@ -446,7 +449,7 @@ impl Node {
                 self.reply(call, answer);
             }
             GetPurpose::Card { agent, mode } => {
-                let card = result.map(|got| read_card(&got.value, &agent));
+                let card = result.map(|got| read_card(&got.value, &agent, &*self.keys.verifier));
                 self.card_came(agent, mode, card);
             }
             GetPurpose::Import { import, name } => self.import_got(import, &name, result),
@@ -602,15 +605,15 @@ fn answered(said: Answered) -> bool {
 }
 
 /// The card in a section, if it is one and speaks of that agent.
-pub(crate) fn read_card(value: &GetValue, agent: &OwnerKey) -> Option<Card> {
-    let card = Card::from_bytes(&seal::read_public(&value.content).ok()?, &persona_fragments::Ed25519Verifier).ok()?;
+pub(crate) fn read_card(value: &GetValue, agent: &OwnerKey, verifier: &dyn Verifier) -> Option<Card> {
+    let card = Card::from_bytes(&seal::read_public(&value.content).ok()?, verifier).ok()?;
     (card.agent == *agent && card.term == value.head.manifest.version.term).then_some(card)
 }
 
 /// What a stored card says, and its bytes for whoever wants to check the signature.
-pub(crate) fn card_report(stored: &[u8]) -> Option<CardReport> {
+pub(crate) fn card_report(stored: &[u8], verifier: &dyn Verifier) -> Option<CardReport> {
     let bytes = seal::read_public(stored).ok()?;
-    let card = Card::from_bytes(&bytes, &persona_fragments::Ed25519Verifier).ok()?;
+    let card = Card::from_bytes(&bytes, verifier).ok()?;
     Some(CardReport {
         agent: card.agent.to_did(),
         name: card.name.clone(),

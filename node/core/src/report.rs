@@ -336,6 +336,7 @@ pub struct StatusReport {
     pub shards_held: usize,
     pub shard_bytes: u64,
     pub lost_store_ms: Option<u64>,
+    pub disk_low: bool,
     pub canary: Option<CanaryReport>,
     pub clock: ClockReport,
     pub churn: ChurnReport,

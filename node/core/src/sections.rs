@@ -18,7 +18,7 @@ use persona_fragments::{
     wire,
 };
 use persona_mesh_proto::{
-    Candidate, Put, PutError, PutOut, PutReceipt, PutTask, Reply, Table, Tag, Write, choose_diverse_holders, choose_holders,
+    Candidate, Mode, Put, PutError, PutOut, PutReceipt, PutTask, Reply, Table, Tag, Write, choose_diverse_holders, choose_holders,
     clock_allowance_ms,
 };
 use rand_core::Rng as _;
@@ -28,6 +28,7 @@ use crate::{
     node::{Node, OPS_MAX, Op, OpId, Output},
     own::{Content, Owned, Owner, OwnerState, PutWaiter},
     probes::Probes,
+    reads::{GetPurpose, Wanted},
     report::{PutReport, SectionReport},
     settling::SettlePurpose,
     traffic::AfterPersist,
@@ -677,13 +678,16 @@ impl Node {
                 }
                 let writes =
                     vec![Write::set(Table::Own, owned.key.0, wire::encode(&owned.record(&id))), Write::remove(Table::Intent, owned.key.0)];
-                let mut report = put_report(&name, owned, &receipt, renewal, started_us, now.mono_us, now.wall_ms);
-                let left_ms = receipt.head.manifest.expires_at_ms().saturating_sub(now.wall_ms);
-                report.loss_chance = self.churn.loss_chance(receipt.placed, receipt.head.manifest.shape.k(), left_ms, now.mono_us);
                 let mut waiting = std::mem::take(&mut owned.waiting);
                 if held_back {
                     owned.waiting_next.splice(0..0, std::mem::take(&mut waiting));
                 }
+                let left_ms = receipt.head.manifest.expires_at_ms().saturating_sub(now.wall_ms);
+                // Most puts are renewals, and nobody waits for those.
+                let report = (!waiting.is_empty()).then(|| PutReport {
+                    loss_chance: self.churn.loss_chance(receipt.placed, receipt.head.manifest.shape.k(), left_ms, now.mono_us),
+                    ..put_report(&name, owned, &receipt, renewal, started_us, now.mono_us, now.wall_ms)
+                });
                 if let Some(agent) = self.owners.get_mut(&id).and_then(|owner| owner.agent.as_mut()) {
                     agent.index.committed(&name, receipt.head.manifest.version);
                 }
@@ -696,8 +700,8 @@ impl Node {
                 }
                 self.persist(writes, AfterPersist::Nothing);
                 let alone = receipt.head.manifest.holders == [me];
-                for waiter in waiting {
-                    self.tell_put(&id, &name, waiter, Ok((report.clone(), started_us, alone)));
+                for (waiter, report) in waiting.into_iter().zip(std::iter::repeat(report).flatten()) {
+                    self.tell_put(&id, &name, waiter, Ok((report, started_us, alone)));
                 }
             }
             Err(_) if early => {
@@ -724,8 +728,15 @@ impl Node {
                     return;
                 }
                 let waiting = std::mem::take(&mut owned.waiting);
+                let completes = (!fenced && owned.has_undecided(now.wall_ms)).then_some(owned.key);
                 self.ops.remove(&op);
                 self.count("puts_failed");
+                // Holders that are busy with earlier versions may have acked one of these often enough meanwhile: a get finds that, and says so.
+                if let Some(key) = completes.filter(|_| self.ops.len() < OPS_MAX) {
+                    let label = self.label(&id, &name);
+                    let wanted = Wanted { key, owner: Some(id), label, mode: Mode::Regular, fence: None, want_content: true };
+                    self.begin_get(wanted, GetPurpose::Complete);
+                }
                 if hopeless && !fenced {
                     self.refuse_change(&id, &name);
                 }

@@ -1,8 +1,10 @@
-//! Counting what the disk is asked to do, under the database: a sync is seen where it happens.
+//! Counting what the disk is asked to do, under the database: a sync is seen where it happens, and where it fails.
 
 use std::{
+    fs::File,
     io,
     ops::Bound,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -46,6 +48,8 @@ pub(super) struct Measured<B> {
     pub(super) inner: B,
     pub(super) counters: Arc<Counters>,
     pub(super) observer: Option<StoreObserver>,
+    /// Made when a sync fails: the file's pages are to be written anew before they are trusted again.
+    pub(super) suspect: Option<PathBuf>,
 }
 
 impl<B: StorageBackend> std::fmt::Debug for Measured<B> {
@@ -73,7 +77,15 @@ impl<B: StorageBackend> StorageBackend for Measured<B> {
 
     fn sync_data(&self) -> io::Result<()> {
         let begun = Instant::now();
-        self.inner.sync_data()?;
+        if let Err(error) = self.inner.sync_data() {
+            // What the system lost it loses for whoever reads the file after a restart of the machine; until then it shows it to everybody.
+            // So long this file need not survive either, and is not synced.
+            let made = self.suspect.as_ref().map(File::create_new);
+            if let Some(Err(error)) = made.filter(|made| made.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::AlreadyExists)) {
+                tracing::error!(%error, "cannot write down that a sync of the store failed");
+            }
+            return Err(error);
+        }
         let nanos = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.counters.syncs.fetch_add(1, Ordering::Relaxed);
         self.counters.sync_nanos.fetch_add(nanos, Ordering::Relaxed);

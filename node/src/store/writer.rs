@@ -1,14 +1,14 @@
 //! The one writer: takes all that waits, commits it once, then reports it.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use parking_lot::{Condvar, Mutex};
-use persona_mesh_proto::storage::{PersistId, Table, Write};
+use persona_mesh_proto::storage::{PersistId, Write};
 use redb::Database;
 use tokio::sync::mpsc::{self, error::TrySendError};
 
@@ -165,8 +165,13 @@ impl Writer {
     /// One transaction, one commit. When this returns `Ok`, all batches are on the disk.
     fn commit(&self, batches: &[Batch]) -> Result<(), String> {
         // A panic of the database's (on a file that was altered under it) is a failed commit like any other.
-        let result = catch_unwind(AssertUnwindSafe(|| commit(&self.database, batches)));
-        result.map_err(|_| "the database gave up on an inner contradiction".to_owned())?.map_err(|error| error.to_string())
+        let result = catch_unwind(AssertUnwindSafe(|| format::apply(&self.database, batches.iter().flat_map(|batch| &batch.writes))));
+        result.map_err(|_| format::CONTRADICTION.to_owned())?.map_err(|error| match error {
+            redb::Error::Io(error) if error.kind() == std::io::ErrorKind::StorageFull => {
+                format!("the disk is full: make room on it first; {error}")
+            }
+            error => error.to_string(),
+        })
     }
 
     /// Says what is durable, if there is room; otherwise it is said with what becomes durable next.
@@ -216,34 +221,4 @@ impl Writer {
             observer(&step);
         }
     }
-}
-
-fn commit(database: &Database, batches: &[Batch]) -> Result<(), redb::Error> {
-    let mut transaction = database.begin_write()?;
-    let writes = || batches.iter().flat_map(|batch| &batch.writes);
-    // One sync. redb's quick repair would cost a second one with every promise, and buys a fast open of files so large that they are not
-    // read through anyway.
-    transaction.set_quick_repair(false);
-    {
-        let mut store = transaction.open_table(format::STORE_TABLE)?;
-        let mut by_table: BTreeMap<Table, Vec<&Write>> = BTreeMap::new();
-        for write in writes() {
-            by_table.entry(write.table).or_default().push(write);
-        }
-        for (table, writes) in by_table {
-            let mut bytes = format::read_bytes(&store, table)?;
-            let mut open = transaction.open_table(format::definition(table))?;
-            for Write { key, value, .. } in writes {
-                let old = match value {
-                    Some(value) => open.insert(key.as_slice(), value.as_slice())?,
-                    None => open.remove(key.as_slice())?,
-                };
-                bytes -= old.map_or(0, |old| (key.len() + old.value().len()) as u64);
-                bytes += value.as_ref().map_or(0, |value| (key.len() + value.len()) as u64);
-            }
-            format::write_bytes(&mut store, table, bytes)?;
-        }
-    }
-    transaction.commit()?;
-    Ok(())
 }

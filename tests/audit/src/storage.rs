@@ -94,18 +94,18 @@ impl Auditor {
     /// uncommitted here.
     fn prepared(&mut self, machine: Machine, key: Key, version: Version, value: Option<&[u8]>) {
         let now_us = self.now_us;
-        let name = format!("version {} of section {}", text(&version), hex(&key[..4]));
+        let name = || format!("version {} of section {}", text(&version), hex(&key[..4]));
         let row = match value.map(decode::prepared_row) {
             None => None,
             Some(Ok(RawPrepared::Floor { until_ms, manifest_hash })) => Some((Row::Floor { until_ms, rotted: false }, Some(manifest_hash))),
             Some(Ok(RawPrepared::Held { manifest, index, received_ms })) => {
                 let Some(id) = self.learn(&manifest) else {
-                    return self.find("I1", format!("machine {machine} keeps what is no manifest as {name}"));
+                    return self.find("I1", format!("machine {machine} keeps what is no manifest as {}", name()));
                 };
                 Some((Row::Held { id, index, received_ms, durable_us: now_us, rotted: false }, None))
             }
             Some(Err(error)) => {
-                return self.find("I1", format!("machine {machine} keeps no record of {name}, but bytes that do not decode: {error}"));
+                return self.find("I1", format!("machine {machine} keeps no record of {}, but bytes that do not decode: {error}", name()));
             }
         };
         let mut found = Vec::new();
@@ -168,7 +168,7 @@ impl Auditor {
             None => node.disk.prepared.remove(&(key, version)),
         };
         for (invariant, what) in found {
-            self.find(invariant, format!("machine {machine} {what} {name}"));
+            self.find(invariant, format!("machine {machine} {what} {}", name()));
         }
     }
 

@@ -32,6 +32,8 @@ const HOUSE: &[(&str, &[&str])] = &[
     ("persona-audit", &["persona-foreign"]),
     // It runs the pure crates as they are, and is judged by one who knows none of them.
     ("persona-sim", &["persona-fragments", "persona-mesh-proto", "persona-agent", "persona-core", "persona-audit"]),
+    // Whatever reads bytes, wherever it is.
+    ("persona-fuzz", &["persona-fragments", "persona-bootstrap", "persona-mesh-proto", "persona-agent", "persona-core", "persona"]),
 ];
 
 /// The crates that decide and never act, and where their code is.

@@ -153,6 +153,50 @@ async fn a_dead_holder_is_replaced_within_a_minute() -> Result<()> {
     no_errors_in_logs(&mesh)
 }
 
+/// A host whose disk has spoilt half of its store, and a holder whose disk has spoilt all of it: both start, say what is lost and where the
+/// damaged file is kept, and go on. The agent that lived on the one is taken over anew, in a higher term, for nobody knows any more what was
+/// signed in the old one; it is who it was, and its document is what it was.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_store_keeps_what_is_whole_and_its_agent_comes_home_in_a_higher_term() -> Result<()> {
+    let _turn = alone_on_this_machine().await;
+    let mut mesh = Mesh::start(persona_binary(), &MeshOptions::of(6, PASSPHRASE)).await?;
+    let ada = born(&mesh, 0, "ada").await?;
+    put_notes(&mesh, 0, "ada", b"kept through the damage").await?.json().context("section put")?;
+    mesh.kill9(&[0, 3]);
+    for (node, whole) in [(0, 2), (3, 1)] {
+        let path = mesh.node(node).dir().join("store.redb");
+        let mut bytes = std::fs::read(&path)?;
+        let pages = bytes.len() / 4096;
+        for page in (whole..pages).step_by(whole) {
+            bytes[page * 4096..(page + 1) * 4096].fill(0x5a);
+        }
+        std::fs::write(&path, bytes)?;
+    }
+    mesh.restart(&[0, 3]).await?;
+    for node in [0, 3] {
+        let status = mesh.node(node).api()?.get("/v1/status").await?;
+        let alarms = list(&status, "/alarms")?;
+        let damage = alarms.iter().find(|alarm| alarm.pointer("/kind") == Some(&Value::from("store-damaged")));
+        let said = text(damage.with_context(|| format!("no alarm: {status}"))?, "/text")?;
+        ensure!(said.contains("rows are whole") && said.contains("store.redb.damaged"), "{said}");
+        ensure!(mesh.node(node).dir().join("store.redb.damaged").exists() && !mesh.node(node).dir().join("store.lost").exists());
+        ensure!(number(&status, "/store/lost_ms")? > 0, "{status}");
+    }
+    let api = mesh.node(0).api()?;
+    let lives = until("ada to live here again", PATIENCE, async || {
+        let agents = api.get("/v1/agents").await?;
+        let ada = list(&agents, "/agents")?.iter().find(|agent| agent["agent"] == ada.id.as_str() && agent["state"] == "live");
+        Ok(ada.cloned())
+    });
+    let lives = lives.await?;
+    ensure!(number(&lives, "/term")? == 2, "{lives}");
+    is_itself(api, &ada).await?;
+    ensure!(notes_of(api, &ada).await? == b"kept through the damage");
+    put_notes(&mesh, 0, "ada", b"and written again").await?.json().context("section put")?;
+    ensure!(notes_of(api, &ada).await? == b"and written again");
+    no_errors_in_logs(&mesh)
+}
+
 /// Every node of a mesh is killed at the same moment, and started again without any ticket. They find each other, at their old addresses,
 /// and everybody is there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -213,7 +213,12 @@ pub struct Plan {
     pub lies: Vec<Lie>,
     /// Nodes sign with Ed25519.
     pub real_signatures: bool,
+    /// All that happens is hashed, so that a second run can be compared with the first.
+    pub traced: bool,
 }
+
+/// One seed in so many is run twice, and must be the same run.
+pub const TRACED: u64 = 100;
 
 /// Random bytes for one purpose of one seed, whatever the others draw.
 pub fn stream(seed: u64, purpose: &str) -> ChaCha8Rng {
@@ -261,6 +266,7 @@ impl Plan {
             faulty,
             lies,
             real_signatures: below(rng, 100) == 0,
+            traced: seed.is_multiple_of(TRACED),
         }
     }
 

@@ -293,7 +293,8 @@ pub struct World {
     calls: u64,
     open_calls: BTreeMap<u64, usize>,
     observers: Vec<Box<dyn Observer>>,
-    trace: blake3::Hasher,
+    /// Of all that happened, if this run is to be compared with another one of the same seed.
+    trace: Option<blake3::Hasher>,
 }
 
 /// The configuration of a plan's nodes.
@@ -339,7 +340,7 @@ impl World {
             calls: 0,
             open_calls: BTreeMap::new(),
             observers,
-            trace: blake3::Hasher::new(),
+            trace: plan.traced.then(blake3::Hasher::new),
             config,
         };
         world.tell(What::Begins {
@@ -401,12 +402,14 @@ impl World {
 
     /// Adds to the hash of all that happened.
     fn trace(&mut self, kind: u8, host: usize, bytes: &[u8]) {
-        self.trace.update(&self.now_us.to_le_bytes()).update(&[kind]).update(&(host as u32).to_le_bytes()).update(bytes);
+        if let Some(trace) = &mut self.trace {
+            trace.update(&self.now_us.to_le_bytes()).update(&[kind]).update(&(host as u32).to_le_bytes()).update(bytes);
+        }
     }
 
-    /// The hash of all that happened: equal for two runs of one seed.
-    pub fn trace_hash(&self) -> String {
-        self.trace.finalize().to_hex()[..16].to_owned()
+    /// The hash of all that happened: equal for two runs of one seed. Nothing if nobody compares.
+    pub fn trace_hash(&self) -> Option<String> {
+        Some(self.trace.as_ref()?.finalize().to_hex()[..16].to_owned())
     }
 
     /// The observers, when all is over.
@@ -461,12 +464,12 @@ impl World {
         let mut seed = [0; 32];
         rand_core::Rng::fill_bytes(&mut self.rng, &mut seed);
         let verifier: Arc<dyn Verifier> = self.notary.clone();
-        let signer = self.signer_of(host);
+        let (signer, owner_signer) = (self.signer_of(host), self.notary.owner_signer(self.real_signatures));
         let machine = &mut self.hosts[host];
         if machine.node.is_some() {
             return;
         }
-        let keys = NodeKeys { signer, verifier, secret: Zeroizing::new(machine.secret) };
+        let keys = NodeKeys { signer, verifier, secret: Zeroizing::new(machine.secret), owner_signer };
         let mut node = Node::new(keys, self.config.clone(), seed, now);
         let mut broken = Vec::new();
         for ((table, key), value) in &machine.disk {
@@ -606,8 +609,8 @@ impl World {
         }
         let tick = matches!(input, Input::Tick);
         let outputs = node.handle(input, now);
-        let busy = tick && outputs.is_empty() && node.deadline() <= now.mono_us;
         let deadline = node.deadline();
+        let busy = tick && outputs.is_empty() && deadline <= now.mono_us;
         let machine = &mut self.hosts[host];
         machine.idle_ticks = if busy { machine.idle_ticks + 1 } else { 0 };
         if machine.idle_ticks == IDLE_TICKS_MAX {

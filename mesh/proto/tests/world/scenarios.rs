@@ -856,6 +856,24 @@ fn a_holder_stores_no_more_than_its_limits() {
 }
 
 #[test]
+fn a_holder_with_little_room_takes_nothing_new_and_serves_and_renews_what_it_has() {
+    let mut world = World::new(1, 4);
+    let mut ada = world.owner("ada", Class::Document, 2, HOUR_MS);
+    let set = [0, 1, 2, 3];
+    world.put(&mut ada, &set, b"be kind").expect("there is room");
+    for node in set {
+        world.nodes[node].holder.as_mut().expect("up").set_disk_low(true);
+    }
+    assert!(matches!(world.put(&mut ada, &set, b"be kinder"), Err(PutError::Refused { reason: Refusal::Full, .. })));
+    assert_eq!(world.get(&ada, Mode::Regular).expect("it is served").content, b"be kind");
+    world.put(&mut ada, &set, b"be kind").expect("a renewal brings no bytes");
+    for node in set {
+        world.nodes[node].holder.as_mut().expect("up").set_disk_low(false);
+    }
+    world.put(&mut ada, &set, b"be kinder").expect("room again");
+}
+
+#[test]
 fn requests_that_are_wrong_are_refused_with_the_reason_and_change_nothing() {
     let (mut world, mut ada, set) = seven();
     let task = ada.write(&world, &set, b"be kind");

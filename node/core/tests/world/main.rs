@@ -314,7 +314,12 @@ impl World {
         machine.not_taken_up.clear();
         assert!(machine.node.is_none(), "host {host} is up already");
         let secret = machine.secret;
-        let keys = NodeKeys { signer: Box::new(TagSigner { secret }), verifier, secret: Zeroizing::new(secret) };
+        let keys = NodeKeys {
+            signer: Box::new(TagSigner { secret }),
+            verifier,
+            secret: Zeroizing::new(secret),
+            owner_signer: persona_core::ed25519_owner(),
+        };
         let mut node = Node::new(keys, self.config.clone(), seed, now);
         for table in Table::ALL.into_iter().filter(|table| !matches!(table, Table::Shard | Table::Expiry)) {
             for ((_, key), value) in machine.disk.iter().filter(|((of, _), _)| *of == table) {

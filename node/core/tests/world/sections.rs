@@ -1,6 +1,6 @@
 //! Sections: puts, reads, renewals, and what survives which crash.
 
-use persona_core::{Answer, Call, CallError};
+use persona_core::{Answer, Call, CallError, Input};
 use persona_fragments::{Class, SectionKey, Version};
 use persona_mesh_proto::Mode;
 
@@ -448,4 +448,22 @@ fn whoever_joins_while_a_section_is_being_put_becomes_a_holder_soon_too() {
             assert_eq!(held.len(), 7, "step {step}: {section} is held by {held:?}");
         }
     }
+}
+
+#[test]
+fn a_node_with_little_room_begins_nothing_new_says_so_and_reads_on() {
+    let mut world = World::of(6, 411);
+    let ada = world.create(0, "ada");
+    world.put(0, ada, "doc/letter", b"be kind").expect("it commits");
+    world.feed(0, Input::DiskLow { low: true });
+    assert!(world.status(0).disk_low);
+    assert_eq!(world.alarms(0, "disk-low"), 1);
+    assert_eq!(world.put(0, ada, "doc/letter", b"be kinder").err(), Some(CallError::DiskFull));
+    let birth = Call::CreateAgent { name: "bob".into(), role: None, place: "here".into(), attributes: Vec::new() };
+    assert!(matches!(world.ask(0, birth), Err(CallError::DiskFull)));
+    assert_eq!(world.get(0, ada, "doc/letter", Mode::Regular), Ok(b"be kind".to_vec()));
+    world.run_s(25 * 60); // it is renewed meanwhile
+    assert_eq!(world.get(0, ada, "doc/letter", Mode::Regular), Ok(b"be kind".to_vec()));
+    world.feed(0, Input::DiskLow { low: false });
+    world.put(0, ada, "doc/letter", b"be kinder").expect("there is room again");
 }
