@@ -679,8 +679,12 @@ impl Node {
                 let writes =
                     vec![Write::set(Table::Own, owned.key.0, wire::encode(&owned.record(&id))), Write::remove(Table::Intent, owned.key.0)];
                 let mut waiting = std::mem::take(&mut owned.waiting);
-                if held_back {
-                    owned.waiting_next.splice(0..0, std::mem::take(&mut waiting));
+                // They wait for what is newer; if another host has the agent by now, that is never put.
+                let held = if held_back { std::mem::take(&mut waiting) } else { Vec::new() };
+                let mut fenced = Vec::new();
+                match state {
+                    OwnerState::Fenced(_) => fenced = held,
+                    _ => drop(owned.waiting_next.splice(0..0, held)),
                 }
                 let left_ms = receipt.head.manifest.expires_at_ms().saturating_sub(now.wall_ms);
                 // Most puts are renewals, and nobody waits for those.
@@ -700,6 +704,11 @@ impl Node {
                 }
                 self.persist(writes, AfterPersist::Nothing);
                 let alone = receipt.head.manifest.holders == [me];
+                if let OwnerState::Fenced(term) = state {
+                    for waiter in fenced.into_iter().filter(|waiter| !matches!(waiter, PutWaiter::Unlist { .. })) {
+                        self.tell_put(&id, &name, waiter, Err(CallError::Fenced { term }));
+                    }
+                }
                 for (waiter, report) in waiting.into_iter().zip(std::iter::repeat(report).flatten()) {
                     self.tell_put(&id, &name, waiter, Ok((report, started_us, alone)));
                 }
