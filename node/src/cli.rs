@@ -143,6 +143,9 @@ struct Up {
     /// A file with the passphrase of the node's keystore [default: $PERSONA_PASSPHRASE, else the terminal]
     #[arg(long, value_name = "FILE")]
     passphrase_file: Option<PathBuf>,
+    /// Let no more than f holders of a section be in one network: a /24 of IPv4 or a /48 of IPv6. Private addresses do not count
+    #[arg(long)]
+    diversity_prefix: bool,
     /// Where agents are born on this node, unless they say otherwise
     #[arg(long, default_value = "", value_name = "TEXT")]
     birth_place: String,
@@ -171,7 +174,7 @@ enum AgentVerb {
     /// List the agents of this node
     #[command(after_help = "Example:\n  persona agent list")]
     List,
-    /// Show an agent and its sections, as their last puts left them: no holder is asked
+    /// Show an agent and its sections: what their last puts reached, and what the probes of their holders said since
     #[command(after_help = "Example:\n  persona agent show ada\n\n`persona analyze ada/core` asks the holders now.")]
     Show {
         /// An agent of this node
@@ -440,6 +443,7 @@ async fn run(verb: Verb, common: &Common) -> anyhow::Result<ExitCode> {
                 bootstrap: up.bootstrap,
                 api: up.api,
                 passphrase_file: up.passphrase_file,
+                diversity_prefix: up.diversity_prefix,
                 birth_place: up.birth_place,
                 json: common.json,
             };
@@ -570,18 +574,19 @@ async fn agent(verb: AgentVerb, common: &Common) -> anyhow::Result<()> {
                 let sections = rows(&reply["sections"], |section| {
                     let left = section["expires_in_s"].as_f64().map_or_else(|| "-".to_owned(), |left| format!("{left:.0} s left"));
                     format!(
-                        "  {:<40} {:<12} level {} at its last put  {}/{} placed  {left}  {}",
+                        "  {:<40} {:<12} level {} now, {} at its last put  {}/{} held  {left}  {}",
                         text(&section["name"]),
                         text(&section["class"]),
+                        section["level_now"],
                         section["level"],
-                        section["placed"],
+                        section["held"],
                         section["n"],
                         text(&section["kad_key"])
                     )
                 });
                 let name = text(&reply["name"]);
                 format!(
-                    "{name}  {}\nterm {}  {}\n{sections}\nno holder was asked for this: `persona analyze {name}/core` shows who has its shard now, and the level now",
+                    "{name}  {}\nterm {}  {}\n{sections}\nthe holders are probed every 10 s: `persona analyze {name}/core` asks them once more, and names each",
                     text(&reply["agent"]),
                     reply["term"],
                     text(&reply["state"])
@@ -670,7 +675,7 @@ async fn section(verb: SectionVerb, common: &Common) -> anyhow::Result<()> {
             show(common, &reply, |reply| {
                 let tolerance = if reply["byzantine_tolerant"] == true { "" } else { " (not Byzantine-tolerant)" };
                 format!(
-                    "stored as version {}: {} of {} holders have a shard on disk, any {} of {} shards give it back: level {}{tolerance}, for {:.0} s unless renewed{}",
+                    "stored as version {}: {} of {} holders have a shard on disk, any {} of {} shards give it back: level {}{tolerance}, for {:.0} s unless renewed{}\nchance that it is lost before then, if this node were gone and nobody repaired it: {}",
                     text(&reply["version"]),
                     reply["placed"],
                     reply["n"],
@@ -678,7 +683,8 @@ async fn section(verb: SectionVerb, common: &Common) -> anyhow::Result<()> {
                     reply["n"],
                     reply["level"],
                     number(&reply["expires_in_s"]),
-                    lease(reply)
+                    lease(reply),
+                    odds(number(&reply["loss_chance"]))
                 )
             });
         }
@@ -926,17 +932,29 @@ fn status_text(reply: &Value) -> String {
         ),
     ];
     lines.extend(reply["listen_addrs"].as_array().into_iter().flatten().map(|address| format!("listens on {}", text(address))));
-    for agent in reply["agents"].as_array().into_iter().flatten() {
-        let worst = agent["sections"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter(|section| section["state"] != "expired" && section["class"] != "active")
-            .filter_map(|section| section["level"].as_u64())
-            .min()
-            .unwrap_or(0);
+    let churn = &reply["churn"];
+    lines.push(format!(
+        "watched holders for {:.1} hours, {} died; by that {:.1} % die within an hour",
+        number(&churn["holder_hours"]),
+        churn["deaths"],
+        number(&churn["death_chance_1h"]) * 100.0
+    ));
+    if reply["clock"]["synced"] == false {
         lines.push(format!(
-            "agent {}  {}  term {}  {}  lowest level at the last puts {worst}",
+            "this clock is off by {:.1} s, as {} peers show",
+            number(&reply["clock"]["offset_ms"]).abs() / 1000.0,
+            reply["clock"]["peers"]
+        ));
+    }
+    for agent in reply["agents"].as_array().into_iter().flatten() {
+        let lowest = |level: &str| {
+            let sections = agent["sections"].as_array().into_iter().flatten();
+            let lasting = sections.filter(|section| section["state"] != "expired" && section["class"] != "active");
+            lasting.filter_map(|section| section[level].as_u64()).min().unwrap_or(0)
+        };
+        let (now, put) = (lowest("level_now"), lowest("level"));
+        lines.push(format!(
+            "agent {}  {}  term {}  {}  lowest level {now} now, {put} at the last puts",
             text(&agent["name"]),
             text(&agent["agent"]),
             agent["term"],
@@ -946,6 +964,19 @@ fn status_text(reply: &Value) -> String {
     lines.extend(reply["advice"].as_array().into_iter().flatten().map(|advice| format!("advice: {}", text(advice))));
     lines.extend(reply["alarms"].as_array().into_iter().flatten().map(|alarm| format!("alarm: {}", text(&alarm["text"]))));
     lines.join("\n")
+}
+
+/// A small chance in words: people read `1 in 4300` more easily than `2.3e-4`.
+fn odds(chance: f64) -> String {
+    match chance {
+        _ if chance < 1e-12 => "less than 1 in a trillion".to_owned(),
+        _ if chance >= 0.1 => format!("{:.0} %", chance * 100.0),
+        _ => {
+            let one_in = 1.0 / chance;
+            let unit = 10_f64.powf((one_in.log10() - 1.0).floor().max(0.0)); // two digits say all that is known
+            format!("1 in {:.0}", (one_in / unit).round() * unit)
+        }
+    }
 }
 
 fn analysis_text(reply: &Value) -> String {
@@ -1124,6 +1155,21 @@ mod tests {
             }
         }
         look(&Cli::command(), "persona");
+    }
+
+    #[test]
+    fn chances_are_told_in_two_digits() {
+        let told = [
+            (0.0, "less than 1 in a trillion"),
+            (2.33e-4, "1 in 4300"),
+            (0.05, "1 in 20"),
+            (0.3, "30 %"),
+            (1.0, "100 %"),
+            (1e-9, "1 in 1000000000"),
+        ];
+        for (chance, words) in told {
+            assert_eq!(odds(chance), words);
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -87,6 +88,8 @@ pub(crate) struct Options {
     pub(crate) api: String,
     /// The passphrase file, if there is one.
     pub(crate) passphrase_file: Option<PathBuf>,
+    /// Whether no more than f holders of a section may be in one network.
+    pub(crate) diversity_prefix: bool,
     /// Where agents are born, unless they say otherwise.
     pub(crate) birth_place: String,
     /// Life events as JSON on stdout.
@@ -127,6 +130,27 @@ pub(crate) struct Shared {
     pub(crate) started_us: u64,
     /// Nanoseconds spent in the node's own code, and in signatures within it, for the benchmark.
     pub(crate) spent: Arc<crate::spent::Spent>,
+}
+
+/// The /24 or /48 that an address is in; `None` for an address that says nothing about who runs the machine: loopback, private and
+/// link-local ones are the same everywhere.
+fn network_prefix(address: &str) -> Option<[u8; 8]> {
+    let mut parts = address.split('/').skip(1);
+    let (kind, ip) = (parts.next()?, parts.next()?);
+    let ip: IpAddr = ip.parse().ok().filter(|_| matches!(kind, "ip4" | "ip6"))?;
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => {
+            let [a, b, c, _] = ip.octets();
+            let shared = a == 100 && b & 0xc0 == 64; // RFC 6598, behind a provider's translation
+            let anywhere = ip.is_loopback() || ip.is_private() || ip.is_link_local() || ip.is_unspecified() || shared;
+            (!anywhere).then_some([4, a, b, c, 0, 0, 0, 0])
+        }
+        IpAddr::V6(ip) => {
+            let anywhere = ip.is_loopback() || ip.is_unspecified() || ip.is_unique_local() || ip.is_unicast_link_local();
+            let [a, b, c, d, e, f, ..] = ip.octets();
+            (!anywhere).then_some([6, a, b, c, d, e, f, 0])
+        }
+    }
 }
 
 /// A change of the keystore on its way to the keeper.
@@ -227,7 +251,7 @@ pub(crate) async fn up(options: Options) -> anyhow::Result<()> {
         secret: keystore.node_key(),
         owner_signer: persona_core::ed25519_owner(),
     };
-    let mut node = Node::new(keys, Config::default(), seed, clock::now());
+    let mut node = Node::new(keys, Config { diversity: options.diversity_prefix, ..Config::default() }, seed, clock::now());
     load(&mut node, &store)?;
     if let Some(damage) = damage {
         node.raise_alarm("store-damaged", damage);
@@ -712,8 +736,8 @@ impl Shell {
                     self.book.succeeded(peer, &address, now_ms);
                     self.book_dirty_since_ms.get_or_insert(now_ms);
                 }
-                self.join(JoinEvent::Connected { peer, address: outgoing.then_some(address) });
-                self.run(Input::Connected { peer });
+                self.join(JoinEvent::Connected { peer, address: outgoing.then(|| address.clone()) });
+                self.run(Input::Connected { peer, prefix: network_prefix(&address) });
             }
             MeshEvent::Disconnected { peer } => {
                 tracing::debug!(peer = peer.to_peer_id_string(), "disconnected");
@@ -948,6 +972,25 @@ mod tests {
             assert_eq!(listen_again(&asked, nothing), asked, "{nothing:?}");
         }
         assert_eq!(ports_of(&again[..2]), "tcp 5001\nudp 5002\n");
+    }
+
+    #[test]
+    fn only_addresses_that_are_somewhere_have_a_network() {
+        let somewhere = [
+            ("/ip4/203.0.113.9/tcp/4001", [4, 203, 0, 113, 0, 0, 0, 0]),
+            ("/ip4/203.0.113.200/udp/1/quic-v1", [4, 203, 0, 113, 0, 0, 0, 0]),
+            ("/ip6/2001:db8:1:2::3/tcp/1", [6, 0x20, 0x01, 0x0d, 0xb8, 0, 1, 0]),
+            ("/ip6/::ffff:203.0.113.9/tcp/1", [4, 203, 0, 113, 0, 0, 0, 0]),
+        ];
+        for (address, prefix) in somewhere {
+            assert_eq!(network_prefix(address), Some(prefix), "{address}");
+        }
+        let nowhere = ["127.0.0.1", "10.1.2.3", "192.168.7.7", "172.16.0.1", "169.254.1.1", "100.64.3.4", "0.0.0.0"]
+            .map(|ip| format!("/ip4/{ip}/tcp/1"));
+        let nowhere_6 = ["::1", "fe80::1", "fd00::7"].map(|ip| format!("/ip6/{ip}/tcp/1"));
+        for address in nowhere.iter().chain(&nowhere_6).map(String::as_str).chain(["", "/dns4/example.org/tcp/1", "/ip4/nonsense"]) {
+            assert_eq!(network_prefix(address), None, "{address}");
+        }
     }
 
     #[test]

@@ -210,6 +210,7 @@ impl From<CallError> for Problem {
             CallError::Unavailable { .. }
             | CallError::QuorumUnreachable { .. }
             | CallError::NotEnoughHolders { .. }
+            | CallError::ClockUnsynced { .. }
             | CallError::Busy(_) => StatusCode::SERVICE_UNAVAILABLE,
             CallError::DataLost { .. } => StatusCode::GONE,
             CallError::Poisoned { .. } | CallError::Unreadable { .. } => StatusCode::UNPROCESSABLE_ENTITY,
@@ -350,6 +351,8 @@ async fn status(State(app): State<App>) -> Reply {
         "store": {"shards": core.shards_held, "bytes": core.shard_bytes, "sections": core.sections_held, "lost_ms": core.lost_store_ms, "file_bytes": store.file_bytes, "disk_low": core.disk_low},
         "network": {"kad_table": view.kad_peers, "gossip_peers": gossip_peers},
         "canary": core.canary,
+        "clock": core.clock,
+        "churn": core.churn,
         "advice": app.advice(),
         "alarms": core.alarms,
         "uptime_s": (clock::now().mono_us - app.shared.started_us) as f64 / 1e6,

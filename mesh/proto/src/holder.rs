@@ -9,6 +9,7 @@
 mod abort;
 mod amnesia;
 mod lease;
+mod probe;
 
 pub use amnesia::{RECOVERING_MS, RECOVERY_WAIT_MS, lost_store_mark};
 
@@ -219,6 +220,8 @@ pub struct Holder {
     disk_low: bool,
     amnesia: Amnesia,
     probes: Probes,
+    /// Whether this node's clock is good enough for class active.
+    clock_trusted: bool,
 }
 
 /// What this node knows of one section.
@@ -448,6 +451,7 @@ impl Holder {
             disk_low: false,
             amnesia: Amnesia::default(),
             probes: Probes::default(),
+            clock_trusted: true,
         }
     }
 
@@ -567,6 +571,7 @@ impl Holder {
                     self.handover(call, head, index, link, now, verifier, &mut out).unwrap_or_else(Some)
                 }
                 Request::Take { head, index, shard } => self.take(call, head, index, shard, now, verifier, &mut out).unwrap_or_else(Some),
+                Request::Probe { sections } => Some(self.probe(&sections, now, &mut out)),
             }
         };
         match response {
@@ -703,6 +708,16 @@ impl Holder {
     /// The certified head that this node would serve.
     pub fn head(&self, key: &SectionKey, now: Now) -> Option<CertifiedHead> {
         Some(self.live_head(key, now)?.head.clone())
+    }
+
+    /// Whether this node's clock is good enough for class active. While it is not, nothing of that class is taken or served.
+    pub fn trust_clock(&mut self, trusted: bool) {
+        self.clock_trusted = trusted;
+    }
+
+    fn withholds(&self, key: &SectionKey) -> bool {
+        let active = |section: &Section| section.heads().any(|head| head.head.manifest.class == Class::Active);
+        !self.clock_trusted && self.sections.get(key).is_some_and(active)
     }
 
     /// The limits in force.
@@ -907,6 +922,9 @@ impl Holder {
         signer: &dyn Signer,
         out: &mut Vec<HolderOut>,
     ) -> Option<Response> {
+        if self.withholds(&key) {
+            return Some(refused(Refusal::ClockUnsynced));
+        }
         if self.forgot(&key) {
             self.ask_recovery(&key, None, None, now, out);
             return Some(Response::Recovering);
@@ -959,6 +977,9 @@ impl Holder {
     }
 
     fn shard(&mut self, call: CallId, key: SectionKey, version: Version, now: Now, out: &mut Vec<HolderOut>) -> Option<Response> {
+        if self.withholds(&key) {
+            return Some(Response::Absent);
+        }
         let section = self.sections.get(&key);
         let here = section.and_then(|section| section.shard_of(&version)).filter(|(stored, _)| !stored.life.over(now));
         if let Some((index, hash, life)) = here.map(|(stored, hash)| (stored.index, hash, stored.life)) {
@@ -996,6 +1017,7 @@ impl Holder {
 
     /// Neither issued or renewed in the future nor expired, within the allowance.
     fn in_time(&self, head: &CertifiedHead, now: Now) -> Result<Life, Response> {
+        self.clock_serves(head.manifest.class)?;
         if head.renewed_at_ms() > now.wall_ms.saturating_add(clock_allowance_ms(head.manifest.class)) {
             return Err(refused(Refusal::FromTheFuture));
         }
@@ -1003,8 +1025,14 @@ impl Holder {
         if life.over(now) { Err(refused(Refusal::Expired)) } else { Ok(life) }
     }
 
+    /// Whether this node's clock is good enough for a class.
+    fn clock_serves(&self, class: Class) -> Result<(), Response> {
+        if class == Class::Active && !self.clock_trusted { Err(refused(Refusal::ClockUnsynced)) } else { Ok(()) }
+    }
+
     /// The same of a manifest that need not be certified.
     fn manifest_in_time(&self, manifest: &SignedManifest, now: Now) -> Result<Life, Response> {
+        self.clock_serves(manifest.class)?;
         if manifest.issued_at_ms > now.wall_ms.saturating_add(clock_allowance_ms(manifest.class)) {
             return Err(refused(Refusal::FromTheFuture));
         }

@@ -13,6 +13,7 @@
 //!
 //! A request that a machine sends to the node it runs on goes to that node's own [`Holder`], like any other.
 
+pub mod clock;
 pub mod exchange;
 pub mod get;
 pub mod holder;
@@ -26,12 +27,13 @@ pub mod storage;
 pub mod time;
 mod told;
 
+pub use clock::{CLOCK_PEERS_NEEDED, PeerClocks};
 pub use exchange::{Reply, Tag};
 pub use get::{Answered, Freshness, Get, GetError, GetOut, GetTask, GetValue, Mode};
 pub use holder::{CallId, Holder, HolderLimits, HolderOut, HolderStats, LoadError, clock_allowance_ms};
 pub use lease::{Renewal, RenewalOut, RenewalTask, Renewed};
 pub use message::{Refusal, Request, RequestFrame, Response, ResponseFrame};
-pub use placement::{Candidate, choose_holders};
+pub use placement::{Candidate, choose_diverse_holders, choose_holders};
 pub use put::{Put, PutError, PutOut, PutReceipt, PutTask, Timing};
 pub use recover::{Recollection, Recover, RecoverOut, RecoverTask, Recovered};
 pub use settle::{Settle, SettleOut, SettleTask, Settled};

@@ -13,6 +13,9 @@ use persona_fragments::{
 /// The most requests in one frame; a refresh of many sections is batched for each holder.
 pub const REQUESTS_PER_FRAME_MAX: usize = 64;
 
+/// The most sections in one [`Request::Probe`]: keys and versions of so many fill 20 KiB.
+pub const PROBED_SECTIONS_MAX: usize = 256;
+
 /// Several requests to one node. They are answered together, in order.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct RequestFrame {
@@ -114,6 +117,11 @@ pub enum Request {
         /// The shard.
         shard: Vec<u8>,
     },
+    /// From an owner's host: are you there, do you still hold these, and what time is it?
+    Probe {
+        /// The sections of which the receiver is a holder; none if only the time is wanted. At most [`PROBED_SECTIONS_MAX`].
+        sections: Vec<ProbedSection>,
+    },
 }
 
 /// One answer.
@@ -191,6 +199,13 @@ pub enum Response {
         /// All of them that may not have expired.
         sets: Vec<HandedSet>,
     },
+    /// To `Probe`.
+    Probed {
+        /// What this node's wall clock showed, in milliseconds since the Unix epoch.
+        clock_ms: u64,
+        /// As many as were asked for, in order.
+        sections: Vec<Holding>,
+    },
 }
 
 /// A holder set that may have followed another one.
@@ -215,6 +230,24 @@ pub struct Handed {
     pub sets: Vec<HandedSet>,
     /// The link that it acked last and that is not known to be certified.
     pub lock: Option<Link>,
+}
+
+/// A section that a holder is probed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ProbedSection {
+    /// The section.
+    pub key: SectionKey,
+    /// What its owner last committed.
+    pub version: Version,
+}
+
+/// What a holder has of a section that it was probed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Holding {
+    /// That version is certified here, with its shard; or a higher one is certified here.
+    pub held: bool,
+    /// It lost its store and counts in no quorum of this section.
+    pub recovering: bool,
 }
 
 /// What one holder tells another one that lost its store.
@@ -301,6 +334,9 @@ pub enum Refusal {
     /// The link replaces a holder that answers this one.
     #[error("the handover replaces a holder that is alive")]
     Alive,
+    /// This node's clock is off by more than the allowance of class active.
+    #[error("this node's clock is off, and it takes no part in class active")]
+    ClockUnsynced,
 }
 
 impl RequestFrame {
@@ -309,11 +345,15 @@ impl RequestFrame {
         wire::encode(self)
     }
 
-    /// Decodes a frame; one without requests, or with too many, is malformed.
+    /// Decodes a frame; one without requests, or with too many, or with too many sections in a probe, is malformed.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, DecodeError> {
         let frame: Self = wire::decode(bytes)?;
         if frame.requests.is_empty() || frame.requests.len() > REQUESTS_PER_FRAME_MAX {
             return Err(DecodeError::Malformed(format!("{} requests in one frame", frame.requests.len())));
+        }
+        let probed = |request: &Request| if let Request::Probe { sections } = request { sections.len() } else { 0 };
+        if let Some(sections) = frame.requests.iter().map(probed).find(|sections| *sections > PROBED_SECTIONS_MAX) {
+            return Err(DecodeError::Malformed(format!("{sections} sections in one probe")));
         }
         Ok(frame)
     }

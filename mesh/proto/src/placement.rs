@@ -70,6 +70,29 @@ pub fn choose_holders(
     previous.iter().map_while(at_index).collect()
 }
 
+/// [`choose_holders`] for a section in which no more than `f` holders share a prefix, `f` being that of the number of holders there are then:
+/// whoever owns one network is one of the tolerated liars, and cannot be more (docs/spec/quorum.md#placement). With fewer than four holders
+/// no liar is tolerated, and each prefix has one.
+pub fn choose_diverse_holders(
+    key: &SectionKey,
+    candidates: &[Candidate],
+    previous: &[PeerKey],
+    exclude: &[PeerKey],
+    wanted: u8,
+    now_ms: u64,
+) -> Vec<PeerKey> {
+    let tolerated = |holders: u8| (holders.saturating_sub(1) / 3).max(1);
+    let mut most = tolerated(wanted);
+    loop {
+        let chosen = choose_holders(key, candidates, previous, exclude, wanted, Some(most), now_ms);
+        let fits = tolerated(chosen.len() as u8);
+        if fits >= most {
+            return chosen;
+        }
+        most = fits; // fewer holders tolerate fewer liars
+    }
+}
+
 /// Kademlia's: the XOR of the SHA-256 of the record key and of the peer id's bytes.
 fn distance(target: &[u8; 32], peer: &PeerKey) -> [u8; 32] {
     let mut distance: [u8; 32] = Sha256::digest(peer.peer_id_bytes()).into();
@@ -146,6 +169,25 @@ mod tests {
         let chosen = choose_holders(&KEY, &all, &previous, &[], 7, Some(2), NOW_MS);
         assert_eq!(chosen.len(), 6, "two of the six that share a prefix, and the four others");
         assert_eq!(chosen[..2], previous[..2]);
+    }
+
+    #[test]
+    fn whoever_owns_one_network_never_owns_more_holders_than_may_lie() {
+        for (count, in_one) in [(20, 12), (12, 9), (8, 6), (10, 10), (5, 3), (3, 2), (16, 4)] {
+            let mut all = candidates(count);
+            for candidate in &mut all[..in_one] {
+                candidate.prefix = Some([1; 8]);
+            }
+            let chosen = choose_diverse_holders(&KEY, &all, &[], &[], 10, NOW_MS);
+            let twins = chosen.iter().filter(|peer| all[..in_one].iter().any(|candidate| candidate.peer == **peer)).count();
+            assert!(twins <= ((chosen.len() - 1) / 3).max(1), "{twins} of {} share a network", chosen.len());
+            assert!(chosen.len() >= (usize::from(count) - in_one).min(10), "and nobody else is left out");
+            // The same holds where they were chosen before the rule was there.
+            let before: Vec<PeerKey> = all[..in_one.min(10)].iter().map(|candidate| candidate.peer).collect();
+            let again = choose_diverse_holders(&KEY, &all, &before, &[], 10, NOW_MS);
+            let twins = again.iter().filter(|peer| before.contains(peer)).count();
+            assert!(twins <= ((again.len() - 1) / 3).max(1));
+        }
     }
 
     #[test]

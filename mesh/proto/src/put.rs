@@ -421,6 +421,11 @@ impl Put {
         self.acks.len() as u8
     }
 
+    /// Indices of the holders that have signed for their shards so far.
+    pub fn ackers(&self) -> impl Iterator<Item = u8> + '_ {
+        self.acks.keys().copied()
+    }
+
     fn need(&self) -> usize {
         usize::from(self.task.manifest.shape.quorum())
     }

@@ -375,6 +375,14 @@ pub enum CallError {
     /// An agent of that name lives here already.
     #[error("an agent named {0:?} lives on this node already")]
     NameTaken(String),
+    /// This node's clock is off by more than class active tolerates.
+    #[error("this node's clock is off by {:.1} s, as {peers} peers show: class active needs it within 2 s", *offset_ms as f64 / 1000.0)]
+    ClockUnsynced {
+        /// By how much the peers' clocks are ahead of this one, in milliseconds.
+        offset_ms: i64,
+        /// Peers that were asked.
+        peers: u32,
+    },
     /// A queue is full.
     #[error("the node is busy: {0}")]
     Busy(String),
@@ -424,6 +432,7 @@ impl CallError {
             Self::BadRequest(_) => "bad-request",
             Self::UnknownAgent(_) => "unknown-agent",
             Self::NameTaken(_) => "name-taken",
+            Self::ClockUnsynced { .. } => "clock-unsynced",
             Self::Busy(_) => "busy",
             Self::DiskFull => "disk-full",
             Self::NotKept(_) => "not-kept",
@@ -461,6 +470,7 @@ impl CallError {
             Self::NameTaken(_) => {
                 "choose another name; if it is the agent you mean, `persona agent export NAME FILE` writes its recovery file".into()
             }
+            Self::ClockUnsynced { .. } => "set this machine's clock, by NTP if it can be; the other classes are dated by the peers' clocks meanwhile".into(),
             Self::Busy(_) => "try again in a moment".into(),
             Self::DiskFull => "make room on the disk of the state directory (`df -h` shows it), and try again; reads go on meanwhile".into(),
             Self::NotKept(_) => "see to the disk of the state directory and its permissions, then give the command again".into(),

@@ -27,7 +27,7 @@ enum RenewalStage {
 }
 
 /// One question to a peer that is said to be silent.
-pub(crate) struct ProbeOp {
+pub(crate) struct PingOp {
     peer: PeerKey,
     pub(crate) until_us: u64,
 }
@@ -136,18 +136,18 @@ impl Node {
     }
 
     /// The holder wants to know whether a peer is there.
-    pub(crate) fn begin_probe(&mut self, peer: PeerKey, key: SectionKey) {
+    pub(crate) fn begin_ping(&mut self, peer: PeerKey, key: SectionKey) {
         if self.ops.len() >= OPS_MAX {
             return self.holder.probed(&peer, true, self.now); // not known to be silent
         }
         let op = self.id();
-        self.ops.insert(op, Op::Probe(ProbeOp { peer, until_us: self.now.mono_us + PROBE_US }));
+        self.ops.insert(op, Op::Ping(PingOp { peer, until_us: self.now.mono_us + PROBE_US }));
         self.note_deadline(op);
         self.send_request(op, Tag(0), peer, Request::Head { key, fence: None, with_shard: false });
     }
 
-    pub(crate) fn probe_over(&mut self, op: OpId, answered: bool) {
-        if let Some(Op::Probe(ProbeOp { peer, .. })) = self.ops.remove(&op) {
+    pub(crate) fn ping_over(&mut self, op: OpId, answered: bool) {
+        if let Some(Op::Ping(PingOp { peer, .. })) = self.ops.remove(&op) {
             self.holder.probed(&peer, answered, self.now);
         }
     }

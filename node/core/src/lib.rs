@@ -11,6 +11,7 @@
 //! ```
 
 mod call;
+mod churn;
 mod disk;
 mod evidence;
 mod import;
@@ -20,6 +21,7 @@ mod missing;
 mod node;
 mod own;
 mod pending;
+mod probes;
 mod reads;
 mod recoveries;
 mod repairs;

@@ -9,7 +9,7 @@ use chacha20::ChaCha20Rng;
 use persona_agent::{CommitmentRegistry, RootSecret};
 use persona_fragments::{CertifiedHead, Classes, Equivocation, OwnerKey, PeerKey, SectionKey, Signer, Verifier};
 use persona_mesh_proto::{
-    Now, PersistId, ReadId, Table, Write,
+    Now, PeerClocks, PersistId, ReadId, Table, Write,
     holder::{Holder, HolderLimits},
     put::{Put, Timing as PutTiming},
 };
@@ -17,12 +17,14 @@ use rand_core::SeedableRng;
 
 use crate::{
     call::{Answer, Call, CallError, Keep},
+    churn::Churn,
     import::Import,
-    leases::{ProbeOp, RenewalOp},
+    leases::{PingOp, RenewalOp},
     messages::Messages,
     missing::Missing,
     own::{Owner, OwnerState},
     pending::{AfterKeep, Pending},
+    probes::{ProbeOp, Probes},
     reads::{Floor, GetOp, Survey},
     recoveries::RecoverOp,
     report::{AlarmReport, CanaryReport, StatusReport},
@@ -44,6 +46,11 @@ pub struct Config {
     pub request_timeout_ms: u64,
     /// How long changed sections wait for more changes before they are put, in milliseconds. At most 1 s.
     pub coalesce_ms: u64,
+    /// How long a holder of a core section or a document may be silent before its place is given to another, in milliseconds. Too low and every
+    /// reboot costs a put; too high and slow failures outrun it.
+    pub holder_silence_max_ms: u64,
+    /// Let no more than `f` holders of a section be in one network. Off: a mesh whose nodes share a few networks would store at lower levels.
+    pub diversity: bool,
     /// How often a node that is ready proves that it still is, by a put and a get through others, in seconds.
     pub canary_s: u64,
     /// How long an unacknowledged message is sent again and again before it is given up, in milliseconds.
@@ -60,6 +67,8 @@ impl Default for Config {
             put: PutTiming::default(),
             request_timeout_ms: 3_000,
             coalesce_ms: 300,
+            holder_silence_max_ms: 30_000,
+            diversity: false,
             canary_s: 60,
             message_ttl_ms: 24 * 3600 * 1000,
             mesh_secret: None,
@@ -186,6 +195,8 @@ pub enum Input {
     Connected {
         /// Which.
         peer: PeerKey,
+        /// The network that it is in, if that says anything: its /24 (IPv4) or /48 (IPv6).
+        prefix: Option<[u8; 8]>,
     },
     /// A peer is connected no more.
     Disconnected {
@@ -319,7 +330,8 @@ pub(crate) enum Op {
     Settle(Box<SettleOp>),
     Repair(Box<Put>),
     Renewal(Box<RenewalOp>),
-    Probe(ProbeOp),
+    Ping(PingOp),
+    Probe(Box<ProbeOp>),
 }
 
 /// Operations at once. Beyond it new calls get `Busy`; renewals wait for the next tick.
@@ -327,6 +339,9 @@ pub(crate) const OPS_MAX: usize = 8192;
 
 /// Certified heads remembered of other owners' sections. When full, the one that expires first makes room.
 pub(crate) const HEADS_CACHED_MAX: usize = 4096;
+
+/// Peers whose networks are remembered.
+const PREFIXES_MAX: usize = 4096;
 
 /// The same alarm is raised again only after so long, in milliseconds.
 const ALARM_REPEAT_MS: u64 = 60_000;
@@ -340,7 +355,10 @@ pub struct Node {
     pub(crate) config: Config,
     pub(crate) keys: NodeKeys,
     pub(crate) rng: ChaCha20Rng,
+    /// What time it is: in mesh time, where this node's clock is certainly wrong.
     pub(crate) now: Now,
+    /// What this node's clock says. The holder goes by it alone: nobody's word makes it drop what it keeps.
+    pub(crate) own_now: Now,
     /// Ids of everything: operations, requests, batches, reads, lookups.
     next_id: u64,
     /// What this turn wants done, in order.
@@ -362,6 +380,13 @@ pub struct Node {
     pub(crate) reads: BTreeMap<ReadId, persona_mesh_proto::ReadId>,
     pub(crate) rtts: Rtts,
     pub(crate) connected: BTreeSet<PeerKey>,
+    /// Networks of peers that are or were connected. Bounded by [`PREFIXES_MAX`]: beyond it those that are not connected now are forgotten.
+    pub(crate) prefixes: BTreeMap<PeerKey, [u8; 8]>,
+    pub(crate) probes: Probes,
+    pub(crate) clocks: PeerClocks,
+    /// Whether the operator was told that the clock is off, by more than the allowance of class active and of the others.
+    pub(crate) clock_off: (bool, bool),
+    pub(crate) churn: Churn,
 
     /// Whose sections are written here: agents, and the node itself.
     pub(crate) owners: BTreeMap<OwnerKey, Owner>,
@@ -415,6 +440,7 @@ impl Node {
             keys,
             rng: ChaCha20Rng::from_seed(seed),
             now,
+            own_now: now,
             next_id: 1,
             out: Vec::new(),
             sends: Vec::new(),
@@ -429,6 +455,11 @@ impl Node {
             reads: BTreeMap::new(),
             rtts: Rtts::default(),
             connected: BTreeSet::new(),
+            prefixes: BTreeMap::new(),
+            probes: Probes::default(),
+            clocks: PeerClocks::default(),
+            clock_off: (false, false),
+            churn: Churn::default(),
             owners: BTreeMap::new(),
             node_owner,
             imports: BTreeMap::new(),
@@ -458,7 +489,8 @@ impl Node {
 
     /// Feeds one event to the node. The caller carries out every output, in order.
     pub fn handle(&mut self, input: Input, now: Now) -> Vec<Output> {
-        self.now = now;
+        self.own_now = now;
+        self.now = self.clocks.mesh_time(now);
         match input {
             Input::Call { id, call } => self.on_call(id, call),
             Input::Frame { inbound, from, frame } => self.on_frame(inbound, from, &frame),
@@ -470,8 +502,11 @@ impl Node {
             Input::Loaded { id, value } => self.on_loaded(id, value),
             Input::Gossip { message, topic, data } => self.on_gossip(message, topic, &data),
             Input::Published { id, result } => self.on_published(id, result),
-            Input::Connected { peer } => {
+            Input::Connected { peer, prefix } => {
+                self.note_prefix(peer, prefix);
                 if self.connected.insert(peer) {
+                    self.probe_soon(&peer);
+                    self.sample_clocks_soon();
                     self.grow_sections(&peer);
                     if self.canary.alone {
                         self.canary.next_us = now.mono_us + 200_000;
@@ -480,6 +515,7 @@ impl Node {
             }
             Input::Disconnected { peer } => {
                 self.connected.remove(&peer);
+                self.probe_soon(&peer);
             }
             Input::Tick => {}
         }
@@ -506,7 +542,7 @@ impl Node {
             .chain(missing)
             .chain(self.pending.values().filter_map(|pending| pending.next_us))
             .chain(canary)
-            .chain([self.next_holder_tick_us, self.messages.next_us])
+            .chain([self.next_holder_tick_us, self.messages.next_us, self.probes.next_us])
             .min()
             .unwrap_or(self.now.mono_us)
     }
@@ -515,11 +551,13 @@ impl Node {
     fn tick(&mut self) {
         if self.now.mono_us >= self.next_holder_tick_us {
             self.next_holder_tick_us = self.now.mono_us + 1_000_000;
-            let outs = self.holder.tick(self.now);
+            self.judge_clock();
+            let outs = self.holder.tick(self.own_now);
             self.run_holder(outs);
             self.expire_caches();
         }
         self.tick_ops();
+        self.tick_probes();
         self.tick_sections();
         self.tick_missing();
         self.tick_pending();
@@ -542,8 +580,8 @@ impl Node {
                 Some(Op::Settle(_)) => self.settle_due(id),
                 Some(Op::Repair(_)) => self.repair_due(id),
                 Some(Op::Renewal(_)) => self.renewal_due(id),
-                Some(Op::Probe(_)) => self.probe_over(id, false),
-                None => {}
+                Some(Op::Ping(_)) => self.ping_over(id, false),
+                Some(Op::Probe(_)) | None => {}
             }
         }
     }
@@ -557,13 +595,25 @@ impl Node {
             Op::Settle(settling) => settling.deadline(),
             Op::Repair(put) => put.deadline(),
             Op::Renewal(renewal) => renewal.deadline(),
-            Op::Probe(probe) => Some(probe.until_us),
+            Op::Ping(ping) => Some(ping.until_us),
+            Op::Probe(_) => None, // its requests are answered or time out
         }
     }
 
     /// Something changed about an operation: from now on it is looked at when it wants to be.
     pub(crate) fn note_deadline(&mut self, id: OpId) {
         self.due.extend(self.op_deadline(id).map(|at| (at, id)));
+    }
+
+    fn note_prefix(&mut self, peer: PeerKey, prefix: Option<[u8; 8]>) {
+        match prefix {
+            Some(prefix) => self.prefixes.insert(peer, prefix),
+            None => self.prefixes.remove(&peer),
+        };
+        if self.prefixes.len() > PREFIXES_MAX {
+            let connected = &self.connected;
+            self.prefixes.retain(|peer, _| connected.contains(peer));
+        }
     }
 
     fn expire_caches(&mut self) {
@@ -692,6 +742,8 @@ impl Node {
             lost_store_ms: held.lost_store_ms,
             disk_low: self.disk_low,
             canary: self.canary.report.clone(),
+            clock: self.clock_report(),
+            churn: self.churn_report(),
             alarms: self.alarms.iter().cloned().collect(),
             counters: self.counters.clone(),
         }

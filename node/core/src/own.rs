@@ -3,7 +3,7 @@
 //! An *owner* is an agent that lives on this node, or the node itself (for its canary and its benchmark). Its sections are kept on this
 //! node's disk as sealed bytes, exactly as holders keep them, so that a restart needs the mesh for nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bincode::{Decode, Encode};
 use persona_agent::{Identity, Index, PairState, Relationship, RootSecret, published_name};
@@ -21,6 +21,9 @@ use crate::{
 
 /// How far a writer jumps ahead when a version of its own turns out to be taken: farther than what the other one wrote meanwhile.
 const VERSIONS_SKIPPED: u64 = 1 << 10;
+
+/// Failed attempts to complete a version before newer content takes its place, unless there is an earlier one still undecided.
+const HELD_BACK_ATTEMPTS: u32 = 3;
 
 /// The sections of one owner.
 pub(crate) struct Owner {
@@ -87,8 +90,16 @@ pub(crate) struct Owned {
     pub(crate) changed: Option<Content>,
     /// The last version that is known to have committed.
     pub(crate) head: Option<CertifiedHead>,
-    /// Shards stored at the last word.
+    /// Shards stored at the last word of its put.
     pub(crate) placed: u8,
+    /// Indices of the holders that are known to have their shard: from the put, and from every probe since.
+    pub(crate) holds: BTreeSet<u8>,
+    /// When a probe was last answered for it, on the wall clock.
+    pub(crate) probed_ms: Option<u64>,
+    /// The next put, or the one on its way, is early, to give the places of holders that are gone to others; it was due then (monotonic).
+    pub(crate) replace_from: Option<u64>,
+    /// Not put early again before (monotonic).
+    pub(crate) replace_after_us: u64,
     /// Holder sets that may still answer for an older version, oldest first.
     pub(crate) live: Vec<OlderSet>,
     pub(crate) last_seq: u64,
@@ -155,6 +166,10 @@ impl Owned {
             changed: None,
             head: None,
             placed: 0,
+            holds: BTreeSet::new(),
+            probed_ms: None,
+            replace_from: None,
+            replace_after_us: 0,
             live: Vec::new(),
             last_seq: 0,
             op: None,
@@ -193,24 +208,21 @@ impl Owned {
     }
 
     /// Takes over what the disk kept.
-    pub(crate) fn restore(&mut self, record: OwnRecord) {
+    pub(crate) fn restore(&mut self, mut record: OwnRecord) {
         self.class = record.class;
         self.ttl_ms = record.ttl_ms;
         self.renew_ms = record.renew_ms;
         self.level = record.level;
-        self.stored = record.stored;
+        self.stored = std::mem::take(&mut record.stored);
         self.content_version = record.content_version;
-        self.head = record.head.and_then(|wire| CertifiedHead::trusted(wire).ok());
-        self.placed = self.head.as_ref().map_or(0, |head| head.certificate.acks.len() as u8);
-        self.live = record.live;
-        self.forgotten_until_ms = record.forgotten_until_ms;
-        self.last_seq = record.last_seq;
+        self.continue_from(record);
     }
 
     /// Takes over what the disk kept of a section whose content is not wanted any more: what it was signed as, and who may answer for it.
     pub(crate) fn continue_from(&mut self, record: OwnRecord) {
         self.head = record.head.and_then(|wire| CertifiedHead::trusted(wire).ok());
-        self.placed = self.head.as_ref().map_or(0, |head| head.certificate.acks.len() as u8);
+        self.holds = self.head.iter().flat_map(|head| head.certificate.acks.iter().map(|ack| ack.index)).collect();
+        self.placed = self.holds.len() as u8;
         self.live = record.live;
         self.forgotten_until_ms = record.forgotten_until_ms;
         self.last_seq = record.last_seq;
@@ -227,6 +239,29 @@ impl Owned {
         if let Some(manifest) = self.intent.take().and_then(|wire| SignedManifest::trusted(wire).ok()) {
             self.remember_set(&manifest);
         }
+    }
+
+    /// Whoever asked until now waits for this very put: it says the newest there is to say.
+    pub(crate) fn join_waiters(&mut self) {
+        let joining = std::mem::take(&mut self.waiting_next);
+        self.waiting.extend(joining);
+    }
+
+    /// Whether newer content waits until this version, whose outcome is unknown, is completed. At first it does, for that is the shortest way to
+    /// an outcome; and always if there is an earlier version of unknown outcome too: holders keep each until it is decided, and take no
+    /// more than three (docs/spec/quorum.md#a-version-that-is-given-up).
+    pub(crate) fn holds_back(&self, intent: &SignedManifest, wall_ms: u64) -> bool {
+        self.failures < HELD_BACK_ATTEMPTS || self.undecided(wall_ms).any(|set| set.version < intent.version)
+    }
+
+    /// Whether versions that gave way to newer ones may still take up room at their holders.
+    pub(crate) fn has_undecided(&self, wall_ms: u64) -> bool {
+        self.undecided(wall_ms).next().is_some()
+    }
+
+    fn undecided(&self, wall_ms: u64) -> impl Iterator<Item = &OlderSet> {
+        let committed = self.head.as_ref().map(|head| head.manifest.version);
+        self.live.iter().filter(move |set| committed.is_none_or(|head| set.version > head) && set.expires_at_ms > wall_ms)
     }
 
     /// The level that those who wait for the put on its way demand.

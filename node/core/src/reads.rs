@@ -95,6 +95,8 @@ pub(crate) enum GetPurpose {
     Stranger { call: u64, agent: OwnerKey },
     /// The state of a section, for a call; the call fails if the read does.
     Analyze { call: u64, must_read: bool },
+    /// Versions of this node's own of unknown outcome: whichever the holders have acked enough is completed by reading.
+    Complete,
     /// A certified head, for a call.
     Certificate { call: u64 },
     /// A section as it is stored, for a call.
@@ -177,7 +179,7 @@ impl Node {
             Some(Op::Put(_)) => self.put_looked_up(op, peers),
             Some(Op::Recover(_)) => self.recovery_looked_up(op, peers),
             Some(Op::Renewal(_)) => self.renewal_looked_up(op, peers),
-            Some(Op::Survey(_) | Op::Settle(_) | Op::Repair(_) | Op::Probe(_)) => {}
+            Some(Op::Survey(_) | Op::Settle(_) | Op::Repair(_) | Op::Ping(_) | Op::Probe(_)) => {}
             Some(Op::Get(get)) => {
                 let known = self.known_head(&get.wanted.key);
                 let mut candidates = peers;
@@ -439,6 +441,7 @@ impl Node {
                 Ok(got) => self.begin_survey(call, got.value.head),
                 Err(error) => self.reply(call, Err(error)),
             },
+            GetPurpose::Complete => {}
             GetPurpose::Certificate { call } => {
                 let answer = result.map(|got| {
                     let head = got.value.head;

@@ -48,7 +48,7 @@ impl Node {
         let RecoverStage::Lookup { known, asked } = &mut recovery.stage else { return };
         let (known, asked) = (known.take().map(|head| *head), asked.take().map(|manifest| *manifest));
         let task = RecoverTask { key: recovery.key, me, known, asked, candidates };
-        let (recover, outs) = Recover::start(task, self.now);
+        let (recover, outs) = Recover::start(task, self.own_now);
         recovery.stage = RecoverStage::Running(Box::new(recover));
         self.run_recovery(op, outs);
     }
@@ -56,14 +56,14 @@ impl Node {
     pub(crate) fn recovery_reply(&mut self, op: OpId, tag: Tag, reply: Reply) {
         let Some(Op::Recover(recovery)) = self.ops.get_mut(&op) else { return };
         let RecoverStage::Running(recover) = &mut recovery.stage else { return };
-        let outs = recover.reply(tag, reply, self.now, &*self.keys.verifier);
+        let outs = recover.reply(tag, reply, self.own_now, &*self.keys.verifier);
         self.run_recovery(op, outs);
     }
 
     pub(crate) fn recovery_due(&mut self, op: OpId) {
         let Some(Op::Recover(recovery)) = self.ops.get_mut(&op) else { return };
         let RecoverStage::Running(recover) = &mut recovery.stage else { return };
-        let outs = recover.tick(self.now);
+        let outs = recover.tick(self.own_now);
         self.run_recovery(op, outs);
     }
 
@@ -84,7 +84,7 @@ impl Node {
     }
 
     fn end_recovery(&mut self, key: &SectionKey, recovered: Recovered) {
-        let outs = self.holder.recovered(key, recovered, self.now);
+        let outs = self.holder.recovered(key, recovered, self.own_now);
         self.run_holder(outs);
     }
 }

@@ -55,7 +55,7 @@ impl Node {
         self.run_repair(op, outs);
     }
 
-    fn run_repair(&mut self, op: OpId, outs: Vec<PutOut>) {
+    pub(crate) fn run_repair(&mut self, op: OpId, outs: Vec<PutOut>) {
         for out in outs {
             if let PutOut::Send { tag, to, request } = out {
                 self.send_request(op, tag, to, request);

@@ -22,6 +22,7 @@ pub struct PutReport {
     pub expires_in_s: f64,
     pub lease_until_ms: Option<u64>,
     pub stale_until_ms: Option<u64>,
+    pub loss_chance: f64,
     pub renewal: bool,
     pub ms: f64,
 }
@@ -63,8 +64,8 @@ pub struct AgentReport {
     pub sections: Vec<SectionReport>,
 }
 
-/// A section of an agent of this node, as its last put or renewal left it: `level`, `placed` and `holders` are what was reached then. Nobody
-/// is asked for this report; an [`AnalysisReport`] is what the holders say now.
+/// A section of an agent of this node. `level`, `placed` and `holders` are what its last put or renewal reached; `held`, `level_now` and
+/// `silent` are what every probe of its holders said since. An [`AnalysisReport`] asks them anew.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[allow(missing_docs, reason = "docs/spec/api.md has every field")]
 pub struct SectionReport {
@@ -78,6 +79,10 @@ pub struct SectionReport {
     pub f: u8,
     pub level: u8,
     pub placed: u8,
+    pub held: u8,
+    pub level_now: u8,
+    pub silent: Vec<String>,
+    pub probed_s_ago: Option<f64>,
     pub holders: Vec<String>,
     pub expires_in_s: Option<f64>,
     pub lease_until_ms: Option<u64>,
@@ -305,6 +310,24 @@ pub struct AlarmReport {
     pub text: String,
 }
 
+/// This node's clock, beside those of its peers.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[allow(missing_docs, reason = "docs/spec/api.md has every field")]
+pub struct ClockReport {
+    pub offset_ms: Option<i64>,
+    pub peers: usize,
+    pub synced: bool,
+}
+
+/// How this node's holders live and die.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[allow(missing_docs, reason = "docs/spec/api.md has every field")]
+pub struct ChurnReport {
+    pub holder_hours: f64,
+    pub deaths: u32,
+    pub death_chance_1h: f64,
+}
+
 /// The node, as far as the core knows; the shell adds what it knows of the network and the disk.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[allow(missing_docs, reason = "docs/spec/api.md has every field")]
@@ -319,6 +342,8 @@ pub struct StatusReport {
     pub lost_store_ms: Option<u64>,
     pub disk_low: bool,
     pub canary: Option<CanaryReport>,
+    pub clock: ClockReport,
+    pub churn: ChurnReport,
     pub alarms: Vec<AlarmReport>,
     pub counters: BTreeMap<&'static str, u64>,
 }

@@ -6,7 +6,7 @@
 //!                            └────────────── a third of the TTL, or a failure ──────────────────┘
 //! ```
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use persona_fragments::{
     CertifiedHead, Class, Equivocation, Fields, Manifest, OlderSet, OwnerKey, PeerKey, SealContext, SectionKey, Shape, SignedManifest,
@@ -19,7 +19,8 @@ use persona_fragments::{
     wire,
 };
 use persona_mesh_proto::{
-    Candidate, Mode, Put, PutError, PutOut, PutReceipt, PutTask, Reply, Table, Tag, Write, choose_holders, clock_allowance_ms,
+    Candidate, Mode, Put, PutError, PutOut, PutReceipt, PutTask, Reply, Table, Tag, Write, choose_diverse_holders, choose_holders,
+    clock_allowance_ms,
 };
 use rand_core::Rng as _;
 
@@ -27,6 +28,7 @@ use crate::{
     call::{Answer, CallError},
     node::{Node, OPS_MAX, Op, OpId, Output},
     own::{Content, Owned, Owner, OwnerState, PutWaiter},
+    probes::Probes,
     reads::{GetPurpose, Got, Wanted, lease_until_ms},
     report::{PutReport, SectionReport},
     settling::SettlePurpose,
@@ -57,6 +59,9 @@ const CANDIDATES_US: u64 = 10_000_000;
 /// How long a holder that did not answer is not chosen again.
 const AVOID_MS: u64 = 30_000;
 
+/// The network of peers whose network nobody knows.
+const UNKNOWN_PREFIX: [u8; 8] = [0xff; 8];
+
 /// Bytes of this size or more are not kept in memory twice, but encoded anew when a put begins.
 const CONTENT_NAME_MAX: usize = persona_agent::index::SECTION_NAME_BYTES_MAX;
 
@@ -69,6 +74,8 @@ pub(crate) struct PutOp {
     pub(crate) renewal: bool,
     /// A version of unknown outcome that this one comes instead of.
     gives_up: Option<Box<SignedManifest>>,
+    /// It completes an earlier version, and whoever waits wants newer content.
+    held_back: bool,
 }
 
 pub(crate) enum PutStage {
@@ -86,9 +93,18 @@ struct Prepared {
     writes: Vec<Write>,
     renewal: bool,
     gives_up: Option<Box<SignedManifest>>,
+    held_back: bool,
 }
 
 impl PutOp {
+    /// Holders that have signed for their shards so far.
+    fn ackers(&self) -> BTreeSet<u8> {
+        match &self.stage {
+            PutStage::Running(put) => put.ackers().collect(),
+            PutStage::Lookup | PutStage::Intent(_) => BTreeSet::new(),
+        }
+    }
+
     pub(crate) fn deadline(&self) -> Option<u64> {
         match &self.stage {
             PutStage::Running(put) => put.deadline(),
@@ -207,7 +223,7 @@ impl Node {
             })
             .collect();
         for (owner, name) in due {
-            if self.stops_for_idleness(&owner, &name) {
+            if self.stops_for_idleness(&owner, &name) || self.refuses_unsynced(&owner, &name) {
                 continue;
             }
             if self.ops.len() < OPS_MAX {
@@ -243,7 +259,10 @@ impl Node {
         let known =
             owned.candidates.take().filter(|(until, peers)| *until > started_us && peers.iter().all(|peer| self.connected.contains(peer)));
         let stage = PutStage::Lookup;
-        self.ops.insert(op, Op::Put(Box::new(PutOp { owner, name: name.clone(), stage, started_us, renewal: false, gives_up: None })));
+        self.ops.insert(
+            op,
+            Op::Put(Box::new(PutOp { owner, name: name.clone(), stage, started_us, renewal: false, gives_up: None, held_back: false })),
+        );
         if let Some((until, peers)) = known {
             self.put_found(op, &peers);
             if let Some(owned) = self.owned(&owner, &name) {
@@ -317,15 +336,15 @@ impl Node {
     fn put_found(&mut self, op: OpId, peers: &[PeerKey]) {
         let Some(Op::Put(put)) = self.ops.get(&op) else { return };
         let (id, name) = (put.owner, put.name.clone());
-        if self.grows_no_further(&id, &name, peers) {
+        if self.grows_no_further(&id, &name, peers) || self.replaces_nobody(&id, &name, peers) {
             self.ops.remove(&op);
             return;
         }
         match self.prepare_put(&id, &name, peers) {
-            Ok(Prepared { task, writes, renewal, gives_up }) => {
+            Ok(Prepared { task, writes, renewal, gives_up, held_back }) => {
                 if let Some(Op::Put(put)) = self.ops.get_mut(&op) {
                     put.stage = PutStage::Intent(Box::new(task));
-                    (put.renewal, put.gives_up) = (renewal, gives_up);
+                    (put.renewal, put.gives_up, put.held_back) = (renewal, gives_up, held_back);
                 }
                 self.persist(writes, AfterPersist::Intent(op));
             }
@@ -341,8 +360,7 @@ impl Node {
         let Some(due_us) = owned.grow_from.take() else { return false };
         let usable = peers.iter().filter(|peer| **peer != me).count();
         let has = owned.head.as_ref().map_or(0, |head| if head.holders() == [me] { 0 } else { usize::from(head.manifest.shape.n()) });
-        let asked_for = owned.changed.is_some() || owned.intent.is_some() || !owned.waiting.is_empty() || !owned.waiting_next.is_empty();
-        if asked_for || usable.min(Shape::holders_wanted(owned.level).into()) > has {
+        if owned.is_asked_for() || usable.min(Shape::holders_wanted(owned.level).into()) > has {
             return false;
         }
         owned.op = None;
@@ -356,14 +374,29 @@ impl Node {
     fn prepare_put(&mut self, id: &OwnerKey, name: &str, peers: &[PeerKey]) -> Result<Prepared, CallError> {
         let now = self.now;
         let me = self.me;
-        let connected = self.connected.clone();
+        let (connected, diverse) = (self.connected.clone(), self.config.diversity);
+        let prefixes = if diverse { self.prefixes.clone() } else { BTreeMap::new() };
+        // Where nobody knows whose network a peer is in, all such might be in one.
+        let prefix_of = |peer: &PeerKey| prefixes.get(peer).copied().or((!connected.contains(peer)).then_some(UNKNOWN_PREFIX));
+        let candidate = |peer: &PeerKey| Candidate {
+            peer: *peer,
+            connected: connected.contains(peer),
+            first_seen_ms: None,
+            prefix: prefix_of(peer).filter(|_| diverse),
+        };
+        let choose = |key: &SectionKey, candidates: &[Candidate], previous: &[PeerKey], exclude: &[PeerKey], wanted: u8| match diverse {
+            true => choose_diverse_holders(key, candidates, previous, exclude, wanted, now.wall_ms),
+            false => choose_holders(key, candidates, previous, exclude, wanted, None, now.wall_ms),
+        };
+        let last =
+            self.owners.get(id).and_then(|owner| owner.sections.get(name)).and_then(|owned| Some((owned.head.as_ref()?, owned.class)));
+        let gone = last.map(|(head, class)| self.gone_holders(head.holders(), class)).unwrap_or_default();
+        let mut last_alive: Vec<(u64, PeerKey)> = gone.iter().map(|peer| (self.probes.alive_us(peer), *peer)).collect();
+        last_alive.sort_unstable();
         let Some(owner) = self.owners.get_mut(id) else { return Err(CallError::UnknownAgent(id.to_did())) };
         let term = owner.term;
         let Some(owned) = owner.sections.get_mut(name) else { return Err(CallError::BadRequest(format!("no section {name}"))) };
         owned.avoid.retain(|_, until| *until > now.mono_us);
-        // Whoever asked until now waits for this very put: it says the newest there is to say.
-        let joining = std::mem::take(&mut owned.waiting_next);
-        owned.waiting.extend(joining);
 
         let mut gives_up = None;
         // A put that a crash or a timeout interrupted goes out again with the same bytes, unless there is something newer to say.
@@ -373,28 +406,43 @@ impl Node {
             let alive = manifest.holders.iter().filter(answers).count();
             let reachable = alive >= usize::from(manifest.shape.quorum());
             let unexpired = manifest.expires_at_ms() > now.wall_ms + manifest.ttl_ms / 2;
-            if reachable && unexpired && owned.changed.is_none() && content_hash(&owned.stored) == manifest.content_hash {
+            let newest = owned.changed.is_none() || owned.holds_back(&manifest, now.wall_ms);
+            if reachable && unexpired && newest && content_hash(&owned.stored) == manifest.content_hash {
+                owned.join_waiters();
+                let held_back = owned.changed.is_some();
                 let shards = encode(&owned.stored, manifest.shape).map_err(|error| CallError::TooLarge(error.to_string()))?;
                 let task = PutTask { manifest, shards, renewal: false, keeps: Vec::new(), bystanders: peers.to_vec() };
-                return Ok(Prepared { task, writes: Vec::new(), renewal: false, gives_up: None });
+                return Ok(Prepared { task, writes: Vec::new(), renewal: false, gives_up: None, held_back });
             }
             // Its holders may have acked it, and somebody may complete it: later versions must tell them too.
             owned.remember_set(&manifest);
             gives_up = Some(Box::new(manifest));
         }
+        owned.join_waiters();
 
         let previous: Vec<PeerKey> = owned.head.as_ref().map(|head| head.holders().to_vec()).unwrap_or_default();
-        let candidates: Vec<Candidate> = peers
-            .iter()
-            .filter(|peer| **peer != me)
-            .map(|peer| Candidate { peer: *peer, connected: connected.contains(peer), first_seen_ms: None, prefix: None })
-            .collect();
-        let exclude: Vec<PeerKey> = owned.avoid.keys().copied().filter(|peer| candidates.iter().any(|c| c.peer == *peer)).collect();
+        // A lookup that does not list a holder is no reason to move its shard. New content is sent to all anyway: there it goes to the living.
+        let stays =
+            |peer: &&PeerKey| !peers.contains(peer) && !gone.contains(*peer) && (owned.changed.is_none() || connected.contains(*peer));
+        let candidates: Vec<Candidate> =
+            peers.iter().chain(previous.iter().filter(stays)).filter(|peer| **peer != me).map(candidate).collect();
+        let avoided = owned.avoid.keys().chain(&gone).copied().filter(|peer| candidates.iter().any(|c| c.peer == *peer));
+        let mut exclude: Vec<PeerKey> = avoided.collect();
         let wanted = Shape::holders_wanted(owned.level);
-        let mut holders = choose_holders(&owned.key, &candidates, &previous, &exclude, wanted, None, now.wall_ms);
+        let mut holders = choose(&owned.key, &candidates, &previous, &exclude, wanted);
+        if owned.replace_from.is_some() && holders.len() < previous.len().min(wanted.into()) {
+            // Too few others: those of the gone that were heard of last keep their places for now, for a smaller shape helps nobody.
+            let spare = previous.len() - holders.len();
+            let kept: Vec<PeerKey> = last_alive.iter().rev().take(spare).map(|(_, peer)| *peer).collect();
+            exclude.retain(|peer| !kept.contains(peer));
+            let back = kept.iter().filter(|peer| !peers.contains(peer));
+            let back = back.map(candidate);
+            let candidates: Vec<Candidate> = candidates.iter().cloned().chain(back).collect();
+            holders = choose(&owned.key, &candidates, &previous, &exclude, wanted);
+        }
         if holders.is_empty() {
             // Whoever did not answer lately is still better than nobody.
-            holders = choose_holders(&owned.key, &candidates, &previous, &[], wanted, None, now.wall_ms);
+            holders = choose(&owned.key, &candidates, &previous, &[], wanted);
         }
         // A glimpse of fewer peers (after a restart, in a partition, under load) must not talk a section down that others still hold: they
         // are asked too, and if they do not answer this waits for a while before it makes do with less, and never makes do with itself.
@@ -403,9 +451,9 @@ impl Node {
             && level_with(owned.level, holders.len()) < level
         {
             let missed = previous.iter().filter(|peer| !owned.avoid.contains_key(*peer) && !peers.contains(peer) && **peer != me);
-            let more = missed.map(|peer| Candidate { peer: *peer, connected: false, first_seen_ms: None, prefix: None });
+            let more = missed.map(candidate);
             let asked: Vec<Candidate> = candidates.iter().cloned().chain(more).collect();
-            holders = choose_holders(&owned.key, &asked, &previous, &exclude, wanted, None, now.wall_ms);
+            holders = choose(&owned.key, &asked, &previous, &exclude, wanted);
             let patient = owned.waiting.is_empty() && owned.failures < FAILURES_BEFORE_LESS;
             if holders.is_empty() || (patient && level_with(owned.level, holders.len()) < level) {
                 let need = standing.map_or(0, |head| head.manifest.shape.quorum());
@@ -492,7 +540,7 @@ impl Node {
             Write::set(Table::Intent, owned.key.0, wire::encode(manifest.wire())),
         ];
         let renewal = !keeps.is_empty();
-        Ok(Prepared { task: PutTask { manifest, shards, renewal, keeps, bystanders }, writes, renewal, gives_up })
+        Ok(Prepared { task: PutTask { manifest, shards, renewal, keeps, bystanders }, writes, renewal, gives_up, held_back: false })
     }
 
     /// The intent is durable: send.
@@ -554,9 +602,10 @@ impl Node {
 
     fn put_placed(&mut self, op: OpId, placed: u8) {
         let Some(Op::Put(put)) = self.ops.get(&op) else { return };
-        let (owner, name) = (put.owner, put.name.clone());
+        let (owner, name, holds) = (put.owner, put.name.clone(), put.ackers());
         if let Some(owned) = self.owned(&owner, &name) {
             owned.placed = placed;
+            owned.holds.extend(holds);
         }
     }
 
@@ -636,7 +685,8 @@ impl Node {
         let now = self.now;
         let jitter = f64::from(self.rng.next_u32()) / f64::from(u32::MAX);
         let Some(Op::Put(put)) = self.ops.get(&op) else { return };
-        let (id, name, started_us, renewal) = (put.owner, put.name.clone(), put.started_us, put.renewal);
+        let (id, name, started_us, renewal, holds) = (put.owner, put.name.clone(), put.started_us, put.renewal, put.ackers());
+        let held_back = put.held_back;
         let me = self.me;
         let state = self.owners.get(&id).map(|owner| owner.state);
         let mine = |owned: &&mut Owned| owned.op == Some(op);
@@ -650,6 +700,7 @@ impl Node {
         if result.is_err() {
             owned.candidates = None;
         }
+        let early = owned.replace_from.is_some() && !owned.is_waited_for() && !matches!(state, OwnerState::Fenced(_));
         match result {
             Ok(mut receipt) => {
                 owned.failures = 0;
@@ -659,6 +710,8 @@ impl Node {
                 if owned.forgotten_until_ms > now.wall_ms {
                     receipt.stale_until_ms = receipt.stale_until_ms.max(Some(owned.forgotten_until_ms));
                 }
+                (owned.holds, owned.probed_ms) = (holds, None);
+                let replaced = owned.replace_from.take().is_some();
                 if receipt.stale_until_ms.is_none() {
                     owned.live.clear();
                 }
@@ -686,10 +739,20 @@ impl Node {
                 }
                 let writes =
                     vec![Write::set(Table::Own, owned.key.0, wire::encode(&owned.record(&id))), Write::remove(Table::Intent, owned.key.0)];
-                let waiting = std::mem::take(&mut owned.waiting);
+                let mut waiting = std::mem::take(&mut owned.waiting);
+                // They wait for what is newer; if another host has the agent by now, that is never put.
+                let held = if held_back { std::mem::take(&mut waiting) } else { Vec::new() };
+                let mut fenced = Vec::new();
+                match state {
+                    OwnerState::Fenced(_) => fenced = held,
+                    _ => drop(owned.waiting_next.splice(0..0, held)),
+                }
+                let left_ms = receipt.head.manifest.expires_at_ms().saturating_sub(now.wall_ms);
                 // Most puts are renewals, and nobody waits for those.
-                let report =
-                    (!waiting.is_empty()).then(|| put_report(&name, owned, &receipt, renewal, started_us, now.mono_us, now.wall_ms));
+                let report = (!waiting.is_empty()).then(|| PutReport {
+                    loss_chance: self.churn.loss_chance(receipt.placed, receipt.head.manifest.shape.k(), left_ms, now.mono_us),
+                    ..put_report(&name, owned, &receipt, renewal, started_us, now.mono_us, now.wall_ms)
+                });
                 if let Some(agent) = self.owners.get_mut(&id).and_then(|owner| owner.agent.as_mut()) {
                     agent.index.committed(&name, receipt.head.manifest.version);
                 }
@@ -697,13 +760,27 @@ impl Node {
                     self.ops.remove(&old);
                 }
                 self.count(if renewal { "puts_renewed" } else { "puts_committed" });
+                if replaced {
+                    self.count("sections_replaced");
+                }
                 self.persist(writes, AfterPersist::Nothing);
                 let alone = receipt.head.manifest.holders == [me];
+                if let OwnerState::Fenced(term) = state {
+                    for waiter in fenced.into_iter().filter(|waiter| !matches!(waiter, PutWaiter::Unlist { .. })) {
+                        self.tell_put(&id, &name, waiter, Err(CallError::Fenced { term }));
+                    }
+                }
                 for (waiter, report) in waiting.into_iter().zip(std::iter::repeat(report).flatten()) {
                     self.tell_put(&id, &name, waiter, Ok((report, started_us, alone)));
                 }
             }
+            Err(_) if early => {
+                owned.replace_later(now);
+                self.ops.remove(&op);
+                self.count("replacements_failed");
+            }
             Err(error) => {
+                owned.replace_from = None;
                 owned.failures += 1;
                 let pause_ms = (RETRY_MS << owned.failures.min(6)).min(RETRY_MAX_MS);
                 let again_at_once = owned.failures < ATTEMPTS_BEFORE_ERROR && matches!(error, CallError::NotEnoughHolders { .. });
@@ -721,8 +798,15 @@ impl Node {
                     return;
                 }
                 let waiting = std::mem::take(&mut owned.waiting);
+                let completes = (!fenced && owned.has_undecided(now.wall_ms)).then_some(owned.key);
                 self.ops.remove(&op);
                 self.count("puts_failed");
+                // Holders that are busy with earlier versions may have acked one of these often enough meanwhile: a get finds that, and says so.
+                if let Some(key) = completes.filter(|_| self.ops.len() < OPS_MAX) {
+                    let label = self.label(&id, &name);
+                    let wanted = Wanted { key, owner: Some(id), label, mode: Mode::Regular, fence: None, want_content: true };
+                    self.begin_get(wanted, GetPurpose::Complete);
+                }
                 if hopeless && !fenced {
                     self.refuse_change(&id, &name);
                 }
@@ -876,6 +960,7 @@ impl Node {
             },
         };
         let checked = checked.and_then(|()| {
+            self.clock_allows(class)?;
             let bad = |text: &str| Err(CallError::BadRequest(text.to_owned()));
             if name.len() <= "doc/".len() || !name.starts_with("doc/") || name.len() > CONTENT_NAME_MAX {
                 return bad("a document's name starts with doc/ and has at most 128 bytes; the other sections are the node's own");
@@ -922,7 +1007,7 @@ impl Node {
 
     pub(crate) fn section_reports(&self, id: &OwnerKey) -> Vec<SectionReport> {
         let Some(owner) = self.owners.get(id) else { return Vec::new() };
-        owner.sections.iter().map(|(name, owned)| section_report(name, owned, self.now.wall_ms)).collect()
+        owner.sections.iter().map(|(name, owned)| section_report(name, owned, &self.probes, self.now.wall_ms)).collect()
     }
 
     /// Every section of this node's owners by its key, for labels.
@@ -968,14 +1053,18 @@ fn put_report(name: &str, owned: &Owned, receipt: &PutReceipt, renewal: bool, st
         expires_in_s: expires_in_s(manifest.expires_at_ms(), now_ms),
         lease_until_ms: lease_until_ms(manifest),
         stale_until_ms: receipt.stale_until_ms,
+        loss_chance: 1.0, // until it is computed
         renewal,
         ms: (now_us - started_us) as f64 / 1000.0,
     }
 }
 
-fn section_report(name: &str, owned: &Owned, now_ms: u64) -> SectionReport {
+fn section_report(name: &str, owned: &Owned, probes: &Probes, now_ms: u64) -> SectionReport {
     let manifest = owned.head.as_ref().map(|head| &head.manifest);
     let expires = owned.head.as_ref().map(|head| expires_in_s(head.expires_at_ms(), now_ms));
+    let holders = owned.head.as_ref().map_or(&[][..], |head| head.holders());
+    let silent = |index: u8| holders.get(usize::from(index)).is_some_and(|peer| probes.is_silent(peer));
+    let held = owned.holds.iter().filter(|index| !silent(**index)).count() as u8;
     SectionReport {
         name: name.to_owned(),
         class: owned.class.name(),
@@ -987,7 +1076,11 @@ fn section_report(name: &str, owned: &Owned, now_ms: u64) -> SectionReport {
         f: manifest.map_or(0, |manifest| manifest.shape.f()),
         level: manifest.map_or(0, |manifest| manifest.shape.level_at(owned.placed)),
         placed: owned.placed,
-        holders: owned.head.as_ref().map(|head| head.holders().iter().map(PeerKey::to_peer_id_string).collect()).unwrap_or_default(),
+        held,
+        level_now: manifest.map_or(0, |manifest| manifest.shape.level_at(held)),
+        silent: holders.iter().filter(|peer| probes.is_silent(peer)).map(PeerKey::to_peer_id_string).collect(),
+        probed_s_ago: owned.probed_ms.map(|at_ms| now_ms.saturating_sub(at_ms) as f64 / 1000.0),
+        holders: holders.iter().map(PeerKey::to_peer_id_string).collect(),
         expires_in_s: expires,
         lease_until_ms: manifest.and_then(|manifest| lease_until_ms(manifest)),
         manifest_hash: manifest.map(|manifest| manifest.hash().to_hex()),

@@ -115,7 +115,7 @@ impl Node {
         while let Some(Queued { op, tag, request, .. }) = self.local.pop_front() {
             let call = self.id();
             self.holder_calls.insert(call, HolderCall::Local { op, tag });
-            let outs = self.holder.handle(CallId(call), self.me, request, self.now, &*self.keys.signer, &*self.keys.verifier);
+            let outs = self.holder.handle(CallId(call), self.me, request, self.own_now, &*self.keys.signer, &*self.keys.verifier);
             self.run_holder(outs);
         }
         let mut by_peer: BTreeMap<PeerKey, Vec<Queued>> = BTreeMap::new();
@@ -156,6 +156,7 @@ impl Node {
             Ok(frame) => match ResponseFrame::from_bytes(&frame, waiting.len()) {
                 Ok(frame) => {
                     self.rtts.record(self.now.mono_us.saturating_sub(sent_us));
+                    self.probes.heard(&to, self.now.mono_us);
                     Some(frame.responses)
                 }
                 Err(error) => {
@@ -188,7 +189,8 @@ impl Node {
             Some(Op::Settle(_)) => self.settle_reply(op, tag, reply),
             Some(Op::Repair(_)) => self.repair_reply(op, tag, reply),
             Some(Op::Renewal(_)) => self.renewal_reply(op, tag, reply),
-            Some(Op::Probe(_)) => self.probe_over(op, matches!(reply, Reply::Answer(_))),
+            Some(Op::Ping(_)) => self.ping_over(op, matches!(reply, Reply::Answer(_))),
+            Some(Op::Probe(_)) => self.probe_reply(op, tag, reply),
             None => {}
         }
     }
@@ -206,7 +208,7 @@ impl Node {
         for (slot, request) in requests.into_iter().enumerate() {
             let call = self.id();
             self.holder_calls.insert(call, HolderCall::Remote { inbound, slot });
-            let outs = self.holder.handle(CallId(call), from, request, self.now, &*self.keys.signer, &*self.keys.verifier);
+            let outs = self.holder.handle(CallId(call), from, request, self.own_now, &*self.keys.signer, &*self.keys.verifier);
             self.run_holder(outs);
         }
     }
@@ -227,7 +229,7 @@ impl Node {
                 HolderOut::Recover { key, known, asked } => self.begin_recovery(key, known, asked),
                 HolderOut::Lead { head, lock } => self.begin_renewal(head, lock),
                 HolderOut::Led { key, consent, ack } => self.renewal_led(&key, consent, ack),
-                HolderOut::Probe { peer, key } => self.begin_probe(peer, key),
+                HolderOut::Probe { peer, key } => self.begin_ping(peer, key),
             }
         }
     }
@@ -269,7 +271,7 @@ impl Node {
             }
         }
         if !held.is_empty() {
-            let outs = self.holder.persisted(&held, self.now, &*self.keys.signer);
+            let outs = self.holder.persisted(&held, self.own_now, &*self.keys.signer);
             self.run_holder(outs);
         }
     }
@@ -277,7 +279,7 @@ impl Node {
     /// A value was read.
     pub(crate) fn on_loaded(&mut self, id: ReadId, value: Option<Vec<u8>>) {
         if let Some(inner) = self.reads.remove(&id) {
-            let outs = self.holder.read_done(inner, value, self.now);
+            let outs = self.holder.read_done(inner, value, self.own_now);
             self.run_holder(outs);
         }
     }
@@ -286,7 +288,7 @@ impl Node {
     pub fn load(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), String> {
         match table {
             Table::Prepared | Table::Head | Table::Fence => {
-                self.holder.load(table, key, value, self.now).map_err(|error| error.to_string())
+                self.holder.load(table, key, value, self.own_now).map_err(|error| error.to_string())
             }
             Table::Floor => self.load_floor(key, value),
             Table::Commitment => self.load_commitment(value),
@@ -299,7 +301,7 @@ impl Node {
 
     fn load_holder_meta(&mut self, key: &[u8], value: &[u8]) -> Result<(), String> {
         let before = self.holder.stats().lost_store_ms;
-        self.holder.load(Table::Meta, key, value, self.now).map_err(|error| error.to_string())?;
+        self.holder.load(Table::Meta, key, value, self.own_now).map_err(|error| error.to_string())?;
         if self.holder.stats().lost_store_ms != before {
             let text = "this node lost its store: it says `Recovering` about each section of others until it has asked their \
                         other holders. Nothing has to be done for that; find out what became of the disk, and leave the other holders up meanwhile";
@@ -310,7 +312,7 @@ impl Node {
 
     /// The heads that Kademlia serves, after loading.
     pub fn heads_to_serve(&self) -> Vec<(persona_fragments::SectionKey, Vec<u8>)> {
-        self.holder.loaded_heads(self.now).collect()
+        self.holder.loaded_heads(self.own_now).collect()
     }
 }
 
@@ -324,6 +326,7 @@ fn request_size(request: &Request) -> usize {
         Request::Never { manifest, .. } => 256 + manifest.body.len(),
         Request::Abort { aborted } => 2048 + aborted.manifest.body.len(),
         Request::Shard { .. } | Request::Recall { .. } => 128,
+        Request::Probe { sections } => 32 + 96 * sections.len(),
     }
 }
 

@@ -10,6 +10,9 @@ use persona_foreign::{
 /// The most requests in a frame.
 pub(crate) const REQUESTS_MAX: usize = 64;
 
+/// The most sections in a probe.
+const PROBED_MAX: usize = 256;
+
 /// A manifest as it travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RawManifest<'a> {
@@ -65,6 +68,7 @@ pub(crate) enum RawRequest<'a> {
     Take {
         head: RawHead<'a>,
     },
+    Probe,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,6 +96,7 @@ pub(crate) enum RawResponse<'a> {
     Aborted,
     Consented,
     Locked,
+    Probed,
 }
 
 /// A row of table 2.
@@ -181,7 +186,7 @@ fn whole<'a, T>(bytes: &'a [u8], read: impl FnOnce(&mut Reader<'a>) -> Result<T,
 }
 
 fn request<'a>(reader: &mut Reader<'a>) -> Result<RawRequest<'a>, FrameError> {
-    Ok(match reader.variant(10)? {
+    Ok(match reader.variant(11)? {
         0 => RawRequest::Prepare { manifest: manifest(reader)?, index: reader.u8()?, shard: reader.option(Reader::bytes)? },
         1 => RawRequest::Commit { head: head(reader)? },
         2 => {
@@ -210,15 +215,22 @@ fn request<'a>(reader: &mut Reader<'a>) -> Result<RawRequest<'a>, FrameError> {
             let (head, _index, link) = (head(reader)?, reader.u8()?, Link::read(reader)?);
             RawRequest::Sign { head, issued_at_ms: link.issued_at_ms, replaced: link.replaced, acks: true }
         }
-        _ => {
+        9 => {
             let (head, _index, _shard) = (head(reader)?, reader.u8()?, reader.bytes()?);
             RawRequest::Take { head }
+        }
+        _ => {
+            let sections = reader.list(|reader| Ok((reader.array::<32>()?, Version::read(reader)?)))?;
+            if sections.len() > PROBED_MAX {
+                return Err(FrameError::Malformed);
+            }
+            RawRequest::Probe
         }
     })
 }
 
 fn response<'a>(reader: &mut Reader<'a>) -> Result<RawResponse<'a>, FrameError> {
-    Ok(match reader.variant(19)? {
+    Ok(match reader.variant(20)? {
         0 => RawResponse::Acked(ack(reader)?),
         1 => RawResponse::NeedShard,
         2 => RawResponse::Committed,
@@ -237,7 +249,7 @@ fn response<'a>(reader: &mut Reader<'a>) -> Result<RawResponse<'a>, FrameError> 
             RawResponse::Conflict
         }
         11 => {
-            reader.variant(13)?;
+            reader.variant(14)?;
             RawResponse::Refused
         }
         12 => {
@@ -257,9 +269,14 @@ fn response<'a>(reader: &mut Reader<'a>) -> Result<RawResponse<'a>, FrameError> 
             RawResponse::Locked
         }
         // As `Committed`; whom it names is for whoever asked.
-        _ => {
+        18 => {
             reader.list(set)?;
             RawResponse::Committed
+        }
+        _ => {
+            let _clock_ms = reader.u64()?;
+            reader.list(|reader| Ok((boolean(reader)?, boolean(reader)?)))?;
+            RawResponse::Probed
         }
     })
 }

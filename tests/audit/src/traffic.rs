@@ -33,6 +33,7 @@ enum Asked {
     Never { id: Option<ManifestId> },
     Abort,
     Sign { id: Option<ManifestId>, link: Signature, acks: bool },
+    Probe,
 }
 
 /// A link, as far as a signature binds to it.
@@ -130,6 +131,7 @@ impl Auditor {
                 }
                 Asked::Abort
             }
+            RawRequest::Probe => Asked::Probe,
         }
     }
 

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use persona::keystore::{Keystore, Passphrase};
@@ -163,6 +163,37 @@ async fn a_document_outlives_its_owner_by_its_lease() -> Result<()> {
         Ok((text(&now, "/version")? != last && flag(&now, "/readable/regular")?).then_some(()))
     })
     .await?;
+    no_errors_in_logs(&mesh)
+}
+
+/// A holder of the core dies for good while the agent's host runs: within a minute as many as it wants have it again, the dead one not
+/// among them, and the host knew how it stood meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_holder_is_replaced_within_a_minute() -> Result<()> {
+    let _turn = alone_on_this_machine().await;
+    let mut mesh = Mesh::start(persona_binary(), &MeshOptions::of(14, PASSPHRASE)).await?;
+    let ada = born(&mesh, 0, "ada").await?;
+    let before = fully_held(&mesh, 0, &ada).await.context("before anybody died")?;
+    let judge = mesh.len() - 1;
+    let victim = *before["core"].holders.iter().find(|holder| **holder != judge).context("ten hold it")?;
+    mesh.kill9(&[victim]);
+    let died = Instant::now();
+    // For half a minute nothing may happen, and that is how long one look is patient.
+    let after = match fully_held(&mesh, 0, &ada).await {
+        Ok(after) => after,
+        Err(_) => fully_held(&mesh, 0, &ada).await.context("after a holder died")?,
+    };
+    let took = died.elapsed();
+    for (name, held) in &after {
+        ensure!(!held.holders.contains(&victim), "{name} is held by {held:?}, and {victim} is dead");
+        let stayed = held.holders.iter().filter(|holder| before[name].holders.contains(holder)).count();
+        let lost = usize::from(before[name].holders.contains(&victim));
+        ensure!(stayed == held.holders.len() - lost, "{name}: {:?} became {held:?}", before[name]);
+    }
+    ensure!(took <= Duration::from_secs(60), "core was whole again after {took:?}");
+    let listed = mesh.node(0).api()?.get(&ada.path("")).await?;
+    let core = list(&listed, "/sections")?.iter().find(|section| section["name"] == "core").context("core")?;
+    ensure!(number(core, "/held")? == 10 && number(core, "/level_now")? == 8 && list(core, "/silent")?.is_empty(), "{core}");
     no_errors_in_logs(&mesh)
 }
 

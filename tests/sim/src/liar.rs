@@ -143,6 +143,10 @@ impl Liar {
     }
 
     fn twist(&mut self, lie: Lie, to: &PeerKey, request: &Request, response: &mut Response) {
+        if let Response::Probed { clock_ms, .. } = response {
+            // Whoever lies at all lies about the time, by up to an hour and as it comes.
+            *clock_ms = clock_ms.saturating_add_signed(below(&mut self.rng, 7_200_000) as i64 - 3_600_000);
+        }
         match (lie, request) {
             (Lie::Deny, Request::Head { .. }) => *response = Response::Head(HeadAnswer::default()),
             (Lie::Deny, Request::Shard { .. }) => *response = Response::Absent,

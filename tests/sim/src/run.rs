@@ -13,8 +13,8 @@ use chacha20::ChaCha8Rng;
 use persona_agent::{RootSecret, published_name};
 use persona_audit::history::{GetOutcome, Mode as AuditMode, PutOutcome, What};
 use persona_core::{Answer, Call, CallError};
-use persona_fragments::{Class, OwnerKey, PeerKey, SectionKey};
-use persona_mesh_proto::Mode;
+use persona_fragments::{Class, OwnerKey, PeerKey, SectionKey, SignedManifest, wire};
+use persona_mesh_proto::{Mode, Table};
 use serde::Serialize;
 use zeroize::Zeroizing;
 
@@ -630,6 +630,16 @@ impl Run {
         }
     }
 
+    /// Whether a put of this owner that is not over has more liars among its holders than its shape tolerates: a mesh too small for its level
+    /// may tolerate none, and one of them is enough to let nothing commit.
+    fn liars_keep(&self, host: usize, owner: &OwnerKey) -> bool {
+        let intents = self.world.hosts[host].disk.iter().filter(|((table, _), _)| *table == Table::Intent);
+        let manifests = intents.filter_map(|(_, row)| SignedManifest::trusted(wire::decode(row).ok()?).ok());
+        let lies = |peer: &PeerKey| self.world.hosts.iter().any(|host| host.peer == *peer && host.liar.is_some());
+        let mut kept = manifests.filter(|manifest| manifest.owner == *owner);
+        kept.any(|manifest| manifest.holders.iter().filter(|peer| lies(peer)).count() > usize::from(manifest.shape.f()))
+    }
+
     // ---- answers ---------------------------------------------------------------------------------------------------------------
 
     fn answered(&mut self, call: u64, result: Result<Answer, CallError>) {
@@ -651,7 +661,9 @@ impl Run {
                 // docs/guarantees.md, and counted. The error is honest, and the put is tried again.
                 let undecided = matches!(error, CallError::NotEnoughHolders { .. });
                 self.agents[agent].documents[document].stuck |= undecided;
-                if must && undecided {
+                if must && self.liars_keep(host, &self.agents[agent].id) {
+                    *self.out.marks.entry("put kept up by more liars than f".into()).or_default() += 1;
+                } else if must && undecided {
                     *self.out.marks.entry("stuck behind undecided versions".into()).or_default() += 1;
                 } else if must {
                     self.violation("I14", format!("agent {agent} cannot put its document {document} in calm weather: {error}"));

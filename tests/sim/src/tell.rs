@@ -45,6 +45,7 @@ fn key_of(request: &Request) -> Option<[u8; 32]> {
         Request::Head { key, .. } | Request::Shard { key, .. } | Request::Recall { key, .. } => Some(key.0),
         Request::Never { manifest, .. } => of(manifest),
         Request::Abort { aborted } => of(&aborted.manifest),
+        Request::Probe { .. } => None,
     }
 }
 
@@ -65,6 +66,7 @@ fn told(request: &Request) -> String {
         Request::Renew { head, replaced, .. } => format!("RENEW {} replacing {}", version(&head.manifest), replaced.len()),
         Request::Handover { head, link, .. } => format!("HANDOVER {} replacing {}", version(&head.manifest), link.replaced.len()),
         Request::Take { head, index, .. } => format!("TAKE {} {index}", version(&head.manifest)),
+        Request::Probe { sections } => format!("PROBE {} sections", sections.len()),
     }
 }
 

@@ -112,11 +112,13 @@ pub enum Kind {
     Never,
     /// `Renew`, `Handover` and `Take`.
     Renew,
+    /// `Probe`.
+    Probe,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 7] = [Self::Prepare, Self::Commit, Self::Head, Self::Shard, Self::Recall, Self::Never, Self::Renew];
+    pub const ALL: [Self; 8] = [Self::Prepare, Self::Commit, Self::Head, Self::Shard, Self::Recall, Self::Never, Self::Renew, Self::Probe];
 
     fn of(request: &Request) -> Self {
         match request {
@@ -127,6 +129,7 @@ impl Kind {
             Request::Recall { .. } => Self::Recall,
             Request::Never { .. } | Request::Abort { .. } => Self::Never,
             Request::Renew { .. } | Request::Handover { .. } | Request::Take { .. } => Self::Renew,
+            Request::Probe { .. } => Self::Probe,
         }
     }
 }
@@ -622,7 +625,7 @@ impl World {
             }
             for other in after.difference(&before) {
                 let peer = self.hosts[*other].peer;
-                self.feed(host, Input::Connected { peer });
+                self.feed(host, Input::Connected { peer, prefix: None });
             }
         }
     }

@@ -689,6 +689,7 @@ impl World {
             Request::Renew { .. } => ("renew", 0),
             Request::Handover { .. } => ("handover", 0),
             Request::Take { shard, .. } => ("take", shard.len()),
+            Request::Probe { .. } => ("probe", 0),
         };
         self.sent.push(Sent { task, node, kind, shard_bytes });
         if !self.tasks[task].blocked.contains(&node) {
@@ -1067,6 +1068,7 @@ impl World {
                 SignedManifest::trusted(manifest.clone()).ok()?.key
             }
             Request::Head { key, .. } | Request::Shard { key, .. } | Request::Recall { key, .. } => *key,
+            Request::Probe { .. } => return None,
         };
         let frozen = lie == Lie::Stale && self.holder(node).head(&key, self.now).is_some();
         match (lie, request) {

@@ -5,9 +5,11 @@
 //! than the system: what is on which disk, what was answered when.
 
 mod amnesia;
+mod clocks;
 mod evidence;
 mod leases;
 mod messages;
+mod probes;
 mod random;
 mod sections;
 mod settling;
@@ -94,6 +96,10 @@ struct Host {
     keystore: Vec<(String, [u8; 32], u64)>,
     /// What the keystore has of imports that are not over.
     importing: Vec<(String, [u8; 32], u64)>,
+    /// The network that it is in.
+    prefix: Option<[u8; 8]>,
+    /// By how much its wall clock is ahead of the world's, in milliseconds.
+    ahead_ms: i64,
     /// Its keystore cannot be written.
     keystore_fails: bool,
     /// Why agents of the keystore were not taken up at the last start. Only a damaged disk may have such.
@@ -230,6 +236,8 @@ impl World {
                 syncing: false,
                 keystore: Vec::new(),
                 importing: Vec::new(),
+                prefix: None,
+                ahead_ms: 0,
                 keystore_fails: false,
                 damaged: false,
                 not_taken_up: Vec::new(),
@@ -271,6 +279,12 @@ impl World {
         Now { wall_ms: BEGINNING_MS + self.now_us / 1000, mono_us: self.now_us }
     }
 
+    /// What a machine's clocks show.
+    fn clock(&self, host: usize) -> Now {
+        let now = self.now();
+        Now { wall_ms: now.wall_ms.saturating_add_signed(self.hosts[host].ahead_ms), ..now }
+    }
+
     fn chance(&mut self, permille: u64) -> bool {
         permille > 0 && self.rng.next_u64() % 1000 < permille
     }
@@ -293,7 +307,7 @@ impl World {
 
     /// Starts the process of a host: from its disk and its keystore alone.
     fn start(&mut self, host: usize) {
-        let now = self.now();
+        let now = self.clock(host);
         let mut seed = [0; 32];
         self.rng.fill_bytes(&mut seed);
         let verifier: Arc<dyn Verifier> = self.notary.clone();
@@ -387,7 +401,8 @@ impl World {
             }
             for other in after.difference(&before) {
                 let peer = self.hosts[*other].peer;
-                self.feed(host, Input::Connected { peer });
+                let prefix = self.hosts[*other].prefix;
+                self.feed(host, Input::Connected { peer, prefix });
             }
         }
     }
@@ -395,7 +410,7 @@ impl World {
     // ---- time ------------------------------------------------------------------------------------------------------------------
 
     fn feed(&mut self, host: usize, input: Input) {
-        let now = self.now();
+        let now = self.clock(host);
         if let Input::Call { call, .. } = &input {
             self.load_rows_for(host, call);
         }

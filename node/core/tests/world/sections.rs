@@ -6,7 +6,7 @@ use persona_mesh_proto::Mode;
 
 use crate::{CALM, World, demanding, document};
 
-fn key_of(kad_key: &str) -> SectionKey {
+pub(crate) fn key_of(kad_key: &str) -> SectionKey {
     SectionKey::from_kad_key(kad_key).expect("a section's key")
 }
 

@@ -6,7 +6,7 @@ use persona_mesh_proto::Mode;
 use crate::{CALM, World, document};
 
 impl World {
-    fn counter(&mut self, host: usize, name: &str) -> u64 {
+    pub(crate) fn counter(&mut self, host: usize, name: &str) -> u64 {
         self.status(host).counters.get(name).copied().unwrap_or(0)
     }
 }
@@ -32,6 +32,31 @@ fn what_could_not_be_put_is_given_up_once_there_is_something_newer() {
     let settled = ["versions_aborted", "versions_completed", "versions_superseded", "versions_undecided"];
     let counts: Vec<u64> = settled.iter().map(|name| world.counter(0, name)).collect();
     assert!(counts[0] >= 1, "{counts:?}");
+}
+
+#[test]
+fn undecided_versions_never_keep_a_section_from_being_written() {
+    for seed in 0..10_u64 {
+        let mut world = World::of(8, 540 + seed);
+        let ada = world.create(0, "ada");
+        let report = world.put(0, ada, "doc/letter", b"first").expect("it commits");
+        world.run_s(35);
+        let holders = world.hosts_named(&report.holders);
+        world.net.stale_lookups = true;
+        for round in 1..=6_u8 {
+            // Three or four of seven get it: too few to commit, and too many to give it up. Each time others.
+            let away: Vec<usize> =
+                (0..3 + (seed as usize + usize::from(round)) % 2).map(|i| holders[(usize::from(round) * 3 + i) % 7]).collect();
+            world.cut(&away);
+            world.call(0, document(ada, "doc/letter", &[round]));
+            world.run_ms(6_000 + 700 * seed);
+        }
+        world.heal();
+        world.run_s(35); // whoever was not there is asked again by then
+        let last = world.put(0, ada, "doc/letter", b"last");
+        assert!(last.is_ok(), "seed {seed}: {last:?}");
+        assert_eq!(world.get(0, ada, "doc/letter", Mode::Regular), Ok(b"last".to_vec()));
+    }
 }
 
 #[test]
