@@ -18,6 +18,9 @@ use crate::{
 /// called late, or early, for so many milliseconds.
 pub(crate) const LATE_MS: u64 = 2_000;
 
+/// A clock that is off by less is never off by more than 2 s from the median of honest ones: its machine goes by it alone.
+const MESH_TIME_FROM_MS: u64 = 1_000;
+
 /// Findings that are kept. Whatever comes after is not kept: so many say enough.
 const FINDINGS_MAX: usize = 1_000;
 
@@ -408,6 +411,14 @@ impl Auditor {
         let in_time = node.ahead_ms.unsigned_abs() <= known.allowance_ms();
         let ideal_ms = (self.ideal_ms() as u64).saturating_sub(LATE_MS);
         self.early_ms(node) > known.over_ms() || in_time && ideal_ms > known.over_ms() + known.allowance_ms()
+    }
+
+    /// The same for what a reader returns. One whose clock is off may go by the median of its peers' clocks, which is within the allowance, or not
+    /// yet know it: then both must say so.
+    pub(crate) fn is_over_for_reader(&self, node: &Node, known: &Known) -> bool {
+        let ideal_ms = (self.ideal_ms() as u64).saturating_sub(LATE_MS);
+        let by_its_peers = ideal_ms > known.over_ms() + known.allowance_ms();
+        self.is_over(node, known) && (node.ahead_ms.unsigned_abs() <= MESH_TIME_FROM_MS || by_its_peers)
     }
 
     /// Whether a machine's clock is, or since then was, so far off that another one within the assumption may differ by more than the

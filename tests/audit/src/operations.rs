@@ -197,7 +197,7 @@ impl Auditor {
     /// had ended committed before it began; puts that said `stale_until` count from then on by this machine's clock. I4: it returns
     /// nothing whose writer had not yet let go of it. I5: if it is labelled atomic, it returns no less than any get so labelled that had
     /// ended before it began. I6: in any mode it returns no less than what this machine had returned before it began, until that one's
-    /// life was over. I10: nothing whose life is over by this machine's clock, allowance included. I3 to I5 hold while at most `f`
+    /// life was over. I10: nothing whose life is over by this machine's clock, or that of its peers, allowance included. I3 to I5 hold while at most `f`
     /// holders of any set between are faulty, I3 and I5 while this machine's clock is right.
     fn fresh(&mut self, machine: Machine, key: &Key, id: ManifestId, mode: Mode, label: Mode, begun: &Begun) {
         let (node, known) = (&self.nodes[&machine], self.book.get(id));
@@ -229,7 +229,7 @@ impl Auditor {
         if let Some(floor) = begun.floor.filter(|floor| version < *floor) {
             found.push(("I6", format!("and had returned version {} before", text(&floor))));
         }
-        if self.is_over(node, known) {
+        if self.is_over_for_reader(node, known) {
             found.push(("I10", String::from("after its life was over")));
         }
         for (invariant, why) in found {

@@ -422,10 +422,14 @@ fn i10_nothing_is_answered_served_or_returned_after_its_life() {
     for step in steps {
         late(TTL_MS + 9_000, 0, step).breaks("I10");
         late(TTL_MS + 5_000, 0, step).breaks_nothing();
-        late(TTL_MS + 5_000, 5_000, step).breaks("I10"); // by its own clock
         late(TTL_MS + 9_000, -5_000, step).breaks_nothing(); // by its own clock
         late(TTL_MS + 20_000, -9_999, step).breaks("I10"); // whatever it shows
     }
+    for step in [&head as Step<'_>, &shard, &serves] {
+        late(TTL_MS + 5_000, 5_000, step).breaks("I10"); // a holder goes by its own clock
+    }
+    late(TTL_MS + 5_000, 5_000, &get).breaks_nothing(); // a reader may know that its clock is off
+    late(TTL_MS + 20_000, 5_000, &get).breaks("I10"); // and then it goes by the others'
 }
 
 #[test]
