@@ -9,8 +9,6 @@
 pub mod cheat;
 pub mod churn;
 pub mod keys;
-pub mod liar;
-pub mod mangle;
 pub mod plan;
 pub mod run;
 pub mod tell;
