@@ -78,7 +78,7 @@ impl Protocols {
     }
 }
 
-/// A swarm that does not listen yet.
+/// A swarm that does not listen yet. If other addresses are `announced`, where it listens is told to nobody.
 pub(crate) fn swarm(
     keypair: &Keypair,
     mesh: &str,
@@ -86,6 +86,7 @@ pub(crate) fn swarm(
     limits: &MeshLimits,
     heads: Arc<HeadIndex>,
     counters: Arc<Counters>,
+    announced: bool,
 ) -> Result<Swarm<Behaviour>, MeshError> {
     let me = keypair.public().to_peer_id();
     let behaviour = Behaviour {
@@ -113,6 +114,8 @@ pub(crate) fn swarm(
             identify::Config::new("/persona/1.0.0".to_owned(), keypair.public())
                 .with_agent_version(concat!("persona/", env!("CARGO_PKG_VERSION")).to_owned())
                 .with_push_listen_addr_updates(true)
+                // Whoever says where it is to be reached means there and nowhere else.
+                .with_hide_listen_addrs(announced)
                 .with_cache_size(0),
         ),
         ping: ping::Behaviour::new(ping::Config::new().with_interval(PING_INTERVAL).with_timeout(PING_TIMEOUT)),

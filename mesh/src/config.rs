@@ -17,7 +17,8 @@ pub struct MeshConfig {
     /// Where to listen: multiaddrs such as `/ip4/0.0.0.0/tcp/4001` or `/ip4/0.0.0.0/udp/4001/quic-v1`. Every one must work, or
     /// [`start`](crate::start) fails; port 0 lets the system choose.
     pub listen: Vec<String>,
-    /// Where others reach this node, if its listen addresses do not say: multiaddrs, announced as they are.
+    /// Where others reach this node, if its listen addresses do not say: multiaddrs, announced as they are and in place of the listen
+    /// addresses. Behind a forwarded port those would only cost others a dial that fails. Empty: the listen addresses are announced.
     pub external: Vec<String>,
     /// Bounds of everything that peers can make grow.
     pub limits: MeshLimits,

@@ -123,7 +123,7 @@ pub async fn start(config: MeshConfig, heads: Arc<HeadIndex>) -> Result<(MeshHan
 
     let counters = Arc::new(Counters::default());
     let protocols = Protocols::of(&mesh);
-    let swarm = behaviour::swarm(&keypair, &mesh, &protocols, &limits, heads, counters.clone())?;
+    let swarm = behaviour::swarm(&keypair, &mesh, &protocols, &limits, heads, counters.clone(), !external.is_empty())?;
 
     let (command_sender, commands) = mpsc::channel(limits.commands_max.max(1));
     let (events, event_receiver) = mpsc::channel(limits.events_max.max(1));

@@ -197,6 +197,26 @@ impl Node {
     }
 }
 
+/// A node behind a forwarded port is told of there, and nowhere else: where it listens would cost others a dial that fails.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_announces_an_address_is_told_of_nowhere_else() {
+    let mut first = Node::start(config(1)).await;
+    let announced = "/ip4/127.0.0.1/tcp/4".to_owned();
+    let mut second = Node::start(MeshConfig { external: vec![announced.clone()], ..config(2) }).await;
+    second.connect(&first).await;
+    let told = first.until("the newcomer's addresses", |event| match event {
+        MeshEvent::Identified { peer, addresses } if *peer == second.key() => Some(addresses.clone()),
+        _ => None,
+    });
+    assert_eq!(told.await, std::slice::from_ref(&announced));
+    assert_eq!(second.handle.view().external, [announced]);
+    let told = second.until("the first node's addresses", |event| match event {
+        MeshEvent::Identified { peer, addresses } if *peer == first.key() => Some(addresses.clone()),
+        _ => None,
+    });
+    assert_eq!(told.await, first.handle.view().listening, "who announces nothing is told of where it listens");
+}
+
 #[tokio::test]
 async fn ten_nodes_that_know_one_address_find_each_other() {
     let mut nodes = Node::start_many(10).await;

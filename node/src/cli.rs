@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, error::ErrorKind, value_parser};
 use data_encoding::BASE64;
 use persona_agent::personality::ATTRIBUTES_BYTES_MAX;
-use persona_fragments::{CertifiedHead, Ed25519Verifier};
+use persona_fragments::{CertifiedHead, Ed25519Signer, Ed25519Verifier};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -22,6 +22,7 @@ use crate::{
     http::DOCUMENT_BYTES_MAX,
     keystore::{PassphrasePurpose, PassphraseSource, files, passphrase},
     output,
+    passage::{Open, Passage},
 };
 
 /// A peer-to-peer mesh that keeps agents' personalities alive while machines come and go.
@@ -131,6 +132,9 @@ struct Up {
     /// Where to listen, as a multiaddr; may be repeated
     #[arg(long, value_name = "MULTIADDR", default_values = ["/ip4/0.0.0.0/tcp/0", "/ip4/0.0.0.0/udp/0/quic-v1"])]
     listen: Vec<String>,
+    /// Where others reach this node, as a multiaddr, if not where it listens (a forwarded port); may be repeated
+    #[arg(long, value_name = "MULTIADDR")]
+    announce: Vec<String>,
     /// A ticket from `persona invite`; may be repeated
     #[arg(long, value_name = "TICKET")]
     join: Vec<String>,
@@ -339,6 +343,11 @@ struct Demo {
 
 /// Runs the command line.
 pub fn main() -> ExitCode {
+    main_through(|_| Open)
+}
+
+/// Runs the command line with another [`Passage`] for the node of `persona up`, made with the node's signer.
+pub fn main_through<P: Passage>(passage: impl FnOnce(Ed25519Signer) -> P) -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return misused(&error),
@@ -347,7 +356,7 @@ pub fn main() -> ExitCode {
     let workers = std::thread::available_parallelism().map_or(2, |cores| cores.get().clamp(2, 4));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build();
     let result = runtime.context("cannot start the runtime").and_then(|runtime| {
-        let result = runtime.block_on(run(cli.verb, &cli.common));
+        let result = runtime.block_on(run(cli.verb, &cli.common, passage));
         runtime.shutdown_background();
         result
     });
@@ -432,13 +441,14 @@ fn misuse(error: &clap::Error, said: &[String]) -> Told {
     Told { title: "usage".to_owned(), detail, hint: format!("`{} --help` {what}", verb.join(" ")), data: json!({}) }
 }
 
-async fn run(verb: Verb, common: &Common) -> anyhow::Result<ExitCode> {
+async fn run<P: Passage>(verb: Verb, common: &Common, passage: impl FnOnce(Ed25519Signer) -> P) -> anyhow::Result<ExitCode> {
     match verb {
         Verb::Up(up) => {
             let options = Options {
                 dir: common.dir()?,
                 mesh: up.mesh,
                 listen: up.listen,
+                announce: up.announce,
                 join: up.join,
                 bootstrap: up.bootstrap,
                 api: up.api,
@@ -447,7 +457,7 @@ async fn run(verb: Verb, common: &Common) -> anyhow::Result<ExitCode> {
                 birth_place: up.birth_place,
                 json: common.json,
             };
-            daemon::up(options).await?;
+            daemon::up(options, passage).await?;
         }
         Verb::Invite => {
             let reply = common.client()?.post("/v1/invite", &json!({})).await?;

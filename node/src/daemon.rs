@@ -36,6 +36,7 @@ use crate::{
         AgentSecrets, Cost, ImportSecrets, KEYSTORE_FILE, Keystore, KeystoreError, Passphrase, PassphrasePurpose, PassphraseSource, files,
         passphrase,
     },
+    passage::{Asked, Passage},
     random::OsRandom,
     room::Room,
     store::{STORE_FILE, Salvage, Store, StoreError, StoreEvent},
@@ -80,6 +81,8 @@ pub(crate) struct Options {
     pub(crate) mesh: String,
     /// Where to listen.
     pub(crate) listen: Vec<String>,
+    /// Where others reach it, in place of where it listens.
+    pub(crate) announce: Vec<String>,
     /// Tickets to join by.
     pub(crate) join: Vec<String>,
     /// Addresses to join by.
@@ -222,8 +225,8 @@ enum Happening {
     Stop,
 }
 
-/// Runs a node until it is told to stop.
-pub(crate) async fn up(options: Options) -> anyhow::Result<()> {
+/// Runs a node until it is told to stop. The passage is made with the node's own signer.
+pub(crate) async fn up<P: Passage>(options: Options, passage: impl FnOnce(Ed25519Signer) -> P) -> anyhow::Result<()> {
     let started_us = clock::now().mono_us;
     let tickets = check(&options)?;
     let _lock = lock(&options.dir)?;
@@ -264,7 +267,8 @@ pub(crate) async fn up(options: Options) -> anyhow::Result<()> {
     }
     let ports_path = options.dir.join("ports");
     let had = std::fs::read_to_string(&ports_path).unwrap_or_default();
-    let Started { mesh, events: mut from_mesh, moved } = start_mesh(&options.mesh, &node_seed, &options.listen, &had, &heads).await?;
+    let Started { mesh, events: mut from_mesh, moved } =
+        start_mesh(&options.mesh, &node_seed, (&options.listen, &options.announce), &had, &heads).await?;
     if let Some(moved) = moved {
         tracing::warn!("{moved}");
     }
@@ -333,6 +337,7 @@ pub(crate) async fn up(options: Options) -> anyhow::Result<()> {
         shared: Arc::clone(&shared),
         json: options.json,
         failed: None,
+        passage: passage(Ed25519Signer::from_seed(&node_seed)),
     };
     shell.say(&serde_json::json!({
         "event": "up",
@@ -449,6 +454,9 @@ fn check(options: &Options) -> anyhow::Result<Vec<Ticket>> {
     for address in &options.listen {
         persona_mesh::check_address(address).with_context(|| format!("--listen {address}"))?;
     }
+    for address in &options.announce {
+        persona_mesh::check_address(address).with_context(|| format!("--announce {address}"))?;
+    }
     for address in &options.bootstrap {
         address.parse::<persona_bootstrap::Address>().with_context(|| format!("--bootstrap {address}"))?;
     }
@@ -517,12 +525,18 @@ struct Started {
 }
 
 /// Starts the mesh on the ports that it had, and on others if those are taken.
-async fn start_mesh(name: &str, node_seed: &[u8; 32], listen: &[String], had: &str, heads: &Arc<HeadIndex>) -> anyhow::Result<Started> {
+async fn start_mesh(
+    name: &str,
+    node_seed: &[u8; 32],
+    (listen, announce): (&[String], &[String]),
+    had: &str,
+    heads: &Arc<HeadIndex>,
+) -> anyhow::Result<Started> {
     let config = |listen: Vec<String>| MeshConfig {
         mesh: name.to_owned(),
         node_seed: *node_seed,
         listen,
-        external: Vec::new(),
+        external: announce.to_vec(),
         limits: MeshLimits::default(),
     };
     let again = listen_again(listen, had);
@@ -607,7 +621,7 @@ pub(crate) async fn signals() {
     }
 }
 
-struct Shell {
+struct Shell<P> {
     node: Node,
     mesh: MeshHandle,
     store: Store,
@@ -623,9 +637,10 @@ struct Shell {
     shared: Arc<Shared>,
     json: bool,
     failed: Option<String>,
+    passage: P,
 }
 
-impl Shell {
+impl<P: Passage> Shell<P> {
     /// Feeds one event to the node, and carries out what comes of it.
     fn run(&mut self, input: Input) {
         let mut inputs = VecDeque::from([input]);
@@ -649,8 +664,9 @@ impl Shell {
                 }
             }
             Output::Respond { inbound, frame } => {
-                // If the queue is full, the peer's request times out and comes again: it is idempotent.
-                let _ = self.mesh.command(MeshCommand::Respond { inbound, frame });
+                if let Some(frame) = self.passage.answered(inbound, frame) {
+                    self.respond(inbound, frame);
+                }
             }
             Output::Lookup { id, key } => {
                 if self.mesh.command(MeshCommand::Lookup { id, key }).is_err() {
@@ -708,6 +724,11 @@ impl Shell {
         }
     }
 
+    fn respond(&self, inbound: u64, frame: Vec<u8>) {
+        // If the queue is full, the peer's request times out and comes again: it is idempotent.
+        let _ = self.mesh.command(MeshCommand::Respond { inbound, frame });
+    }
+
     fn on_call(&mut self, PendingCall { call, answer }: PendingCall) {
         if let Some(agent) = self.node.wants_rows(&call)
             && let Err(error) = load_rows_of(&mut self.node, &self.store, &agent)
@@ -748,7 +769,11 @@ impl Shell {
                 self.book.failed(&address, clock::now().wall_ms);
                 self.join(JoinEvent::DialFailed { address, reason });
             }
-            MeshEvent::Request { inbound, from, frame } => self.run(Input::Frame { inbound, from, frame }),
+            MeshEvent::Request { inbound, from, frame } => match self.passage.asked(inbound, &from, &frame) {
+                Asked::Pass => self.run(Input::Frame { inbound, from, frame }),
+                Asked::Answer(answer) => self.respond(inbound, answer),
+                Asked::Silence => {}
+            },
             MeshEvent::Response { id, result } => {
                 self.run(Input::Response { id, result: result.map_err(|_| RequestError::Unreachable) });
             }
@@ -864,7 +889,7 @@ mod tests {
     }
 
     async fn start(had: &str) -> Started {
-        start_mesh("ports", &[7; 32], &any(), had, &Arc::new(HeadIndex::new())).await.expect("it listens")
+        start_mesh("ports", &[7; 32], (&any(), &[]), had, &Arc::new(HeadIndex::new())).await.expect("it listens")
     }
 
     /// Where it listens, once it does on both.

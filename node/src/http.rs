@@ -340,6 +340,7 @@ async fn status(State(app): State<App>) -> Reply {
         "peer_id": core.peer_id,
         "version": env!("CARGO_PKG_VERSION"),
         "listen_addrs": view.listening,
+        "announced_addrs": view.external,
         "mesh": app.shared.mesh_name,
         "admission": "open",
         "protocols": {"kad": view.kad_protocol, "fragment": view.fragment_protocol},
@@ -382,7 +383,9 @@ async fn peers(State(app): State<App>) -> Reply {
 
 async fn invite(State(app): State<App>) -> Reply {
     let me = app.shared.mesh.me().to_peer_id_string();
-    let mut addresses: Vec<String> = app.shared.mesh.view().listening.iter().map(|address| format!("{address}/p2p/{me}")).collect();
+    let view = app.shared.mesh.view();
+    let reachable = if view.external.is_empty() { view.listening } else { view.external };
+    let mut addresses: Vec<String> = reachable.iter().map(|address| format!("{address}/p2p/{me}")).collect();
     // An address that others can reach comes before loopback, which only this machine can.
     addresses.sort_by_key(|address| (address.starts_with("/ip4/127.") || address.starts_with("/ip6/::1"), address.contains("/quic")));
     addresses.truncate(persona_bootstrap::TICKET_ADDRESSES_MAX);

@@ -11,6 +11,7 @@ mod forge;
 mod http;
 pub mod keystore;
 mod output;
+pub mod passage;
 mod random;
 mod room;
 mod spent;

@@ -18,7 +18,9 @@ mod error;
 mod mesh;
 pub mod picture;
 mod process;
+mod relay;
 mod scan;
+pub mod scenario;
 mod story;
 pub mod victims;
 mod wiretap;
@@ -27,6 +29,7 @@ pub use api::{Api, ApiError, Problem, flag, float, from_base64, list, number, pa
 pub use error::DrillError;
 pub use mesh::{Mesh, MeshOptions};
 pub use process::{NodeOptions, NodeProcess, Spoken, until};
+pub use relay::{Link, RelayCounts, Relays, Weather};
 pub use scan::{Sighting, count_in, find_in_tree};
 pub use story::Story;
 pub use wiretap::WireTap;

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::api;
 use crate::error::DrillError;
 use crate::process::{NodeOptions, NodeProcess, until};
+use crate::relay::Relays;
 use crate::wiretap::WireTap;
 
 /// How long a mesh may take until every node is ready and knows the others.
@@ -27,14 +28,37 @@ pub struct MeshOptions {
     pub fixed_bootstrap: bool,
     /// A [`WireTap`] stands between the first node and all others. Implies that the others join by its address; use [`NodeOptions::tcp_only`].
     pub tapped: bool,
+    /// Every node is reached through a relay, whose losses and delays are drawn from this seed. Implies [`NodeOptions::tcp_only`].
+    pub relayed: Option<u64>,
+    /// The last so many nodes run another program.
+    pub others: Option<Others>,
     /// The scratch directory stays when the mesh ends.
     pub keep: bool,
+}
+
+/// Nodes that run another program than the rest.
+#[derive(Clone, Debug)]
+pub struct Others {
+    /// How many.
+    pub nodes: usize,
+    /// Which program.
+    pub binary: PathBuf,
+    /// What stands in its environment besides.
+    pub environment: Vec<(String, String)>,
 }
 
 impl MeshOptions {
     /// `nodes` nodes on loopback that join by ticket and leave nothing behind.
     pub fn of(nodes: usize, passphrase: &str) -> Self {
-        Self { nodes, node: NodeOptions::on_loopback("drill", passphrase), fixed_bootstrap: false, tapped: false, keep: false }
+        Self {
+            nodes,
+            node: NodeOptions::on_loopback("drill", passphrase),
+            fixed_bootstrap: false,
+            tapped: false,
+            relayed: None,
+            others: None,
+            keep: false,
+        }
     }
 }
 
@@ -43,6 +67,7 @@ pub struct Mesh {
     // Order matters: the nodes end before their directories go.
     nodes: Vec<NodeProcess>,
     tap: Option<WireTap>,
+    relays: Option<Relays>,
     scratch: Scratch,
 }
 
@@ -56,9 +81,11 @@ impl Mesh {
             return Err(DrillError::Usage("a mesh needs at least one node".to_owned()));
         }
         let scratch = Scratch::new(options.keep)?;
-        let first = NodeProcess::start(binary, &scratch.path().join("node-01"), options.node.clone()).await?;
-        let mut mesh = Self { nodes: vec![first], tap: None, scratch };
-        let mut template = options.node.clone();
+        let relays = options.relayed.map(|seed| Relays::before(options.nodes, seed)).transpose()?;
+        let mut template = if relays.is_some() { options.node.clone().tcp_only() } else { options.node.clone() };
+        let mut mesh = Self { nodes: Vec::new(), tap: None, relays, scratch };
+        mesh.spawn(binary, &template)?;
+        mesh.wait_up(0).await?;
         if options.tapped {
             let address = tcp_address(mesh.nodes[0].listen_addrs())?;
             let tap = WireTap::before(([127, 0, 0, 1], address).into()).await?;
@@ -70,9 +97,38 @@ impl Mesh {
         } else {
             template.join.push(mesh.ticket(0).await?);
         }
-        mesh.join(binary, &template, options.nodes).await?;
+        let others = options.others.as_ref().map_or(0, |others| others.nodes).min(options.nodes - 1);
+        mesh.join(binary, &template, options.nodes - others).await?;
+        if let Some(others) = &options.others {
+            template.environment.extend(others.environment.iter().cloned());
+            mesh.join(&others.binary, &template, options.nodes).await?;
+        }
         mesh.wait_ready().await?;
         Ok(mesh)
+    }
+
+    /// Starts the next node.
+    fn spawn(&mut self, binary: &Path, template: &NodeOptions) -> Result<(), DrillError> {
+        let index = self.nodes.len();
+        let mut options = template.clone();
+        options.announce.extend(self.relays.as_ref().map(|relays| format!("/ip4/127.0.0.1/tcp/{}", relays.port(index))));
+        let dir = self.scratch.path().join(format!("node-{:02}", index + 1));
+        self.nodes.push(NodeProcess::spawn(binary, &dir, options)?);
+        Ok(())
+    }
+
+    /// Waits until a node that was started is up, and lets others through to it.
+    ///
+    /// # Errors
+    /// As [`NodeProcess::wait_up`].
+    pub async fn wait_up(&mut self, index: usize) -> Result<(), DrillError> {
+        let node = &mut self.nodes[index];
+        node.wait_up().await?;
+        let pid = node.pid().ok_or_else(|| DrillError::NotRunning { dir: node.dir().to_owned() })?;
+        match &mut self.relays {
+            Some(relays) => relays.open(index, pid, tcp_address(node.listen_addrs())?),
+            None => Ok(()),
+        }
     }
 
     /// Starts the others, a few more at once than there are cores: opening a keystore is a tenth of a second of one core, so all at once would
@@ -82,10 +138,9 @@ impl Mesh {
         let mut up = self.nodes.len();
         while up < nodes {
             while self.nodes.len() < nodes && self.nodes.len() < up + at_once {
-                let dir = self.scratch.path().join(format!("node-{:02}", self.nodes.len() + 1));
-                self.nodes.push(NodeProcess::spawn(binary, &dir, template.clone())?);
+                self.spawn(binary, template)?;
             }
-            self.nodes[up].wait_up().await?;
+            self.wait_up(up).await?;
             up += 1;
         }
         Ok(())
@@ -110,7 +165,7 @@ impl Mesh {
             self.nodes[*node].relaunch()?;
         }
         for node in dead {
-            self.nodes[*node].wait_up().await?;
+            self.wait_up(*node).await?;
         }
         Ok(())
     }
@@ -180,6 +235,16 @@ impl Mesh {
         self.tap.as_ref()
     }
 
+    /// What stands before every node, if the mesh is relayed.
+    pub fn relays(&self) -> Option<&Relays> {
+        self.relays.as_ref()
+    }
+
+    /// The scratch directory stays when the mesh ends, after all.
+    pub fn keep(&mut self) {
+        self.scratch.keep = true;
+    }
+
     /// Where the nodes' directories and logs are.
     pub fn scratch(&self) -> &Path {
         self.scratch.path()
@@ -194,6 +259,9 @@ impl Mesh {
     pub fn kill9(&mut self, victims: &[usize]) {
         for victim in victims {
             self.nodes[*victim].shoot();
+            if let Some(relays) = &mut self.relays {
+                relays.close(*victim);
+            }
         }
         for victim in victims {
             self.nodes[*victim].kill9();

@@ -34,6 +34,8 @@ pub struct NodeOptions {
     pub mesh: String,
     /// Multiaddrs to listen on. Default: loopback only, TCP and QUIC, ports chosen by the system.
     pub listen: Vec<String>,
+    /// Multiaddrs that others are told in place of those. Default: none.
+    pub announce: Vec<String>,
     /// Tickets to join by.
     pub join: Vec<String>,
     /// Multiaddrs of peers to join by.
@@ -42,6 +44,10 @@ pub struct NodeOptions {
     pub passphrase: String,
     /// The value of `PERSONA_LOG`.
     pub log: String,
+    /// More variables for its environment.
+    pub environment: Vec<(String, String)>,
+    /// [`NodeProcess::limit_files`] will make its writes fail: the signal that by default ends a process that writes too much is ignored.
+    pub limitable: bool,
 }
 
 impl NodeOptions {
@@ -50,10 +56,13 @@ impl NodeOptions {
         Self {
             mesh: mesh.to_owned(),
             listen: vec!["/ip4/127.0.0.1/tcp/0".to_owned(), "/ip4/127.0.0.1/udp/0/quic-v1".to_owned()],
+            announce: Vec::new(),
             join: Vec::new(),
             bootstrap: Vec::new(),
             passphrase: passphrase.to_owned(),
             log: "info".to_owned(),
+            environment: Vec::new(),
+            limitable: false,
         }
     }
 
@@ -141,15 +150,23 @@ impl NodeProcess {
     fn launch(&mut self) -> Result<(), DrillError> {
         let log_name = format!("open {}", self.log.display());
         let log = OpenOptions::new().create(true).append(true).open(&self.log).map_err(DrillError::io(log_name))?;
-        let mut command = Command::new(&self.binary);
+        let mut command = if self.options.limitable {
+            let mut shell = Command::new("sh");
+            shell.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""]).arg(&self.binary);
+            shell
+        } else {
+            Command::new(&self.binary)
+        };
         command.arg("up").arg("--json").arg("--dir").arg(&self.dir).args(["--mesh", &self.options.mesh]);
-        let lists = [("--listen", &self.options.listen), ("--join", &self.options.join), ("--bootstrap", &self.options.bootstrap)];
+        let lists = [("--listen", &self.options.listen), ("--announce", &self.options.announce), ("--join", &self.options.join)];
+        let lists = lists.into_iter().chain([("--bootstrap", &self.options.bootstrap)]);
         for (flag, values) in lists {
             for value in values {
                 command.args([flag, value]);
             }
         }
         command.env("PERSONA_PASSPHRASE", &self.options.passphrase).env("PERSONA_LOG", &self.options.log).env_remove("PERSONA_DIR");
+        command.envs(self.options.environment.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).process_group(0);
         let mut child = command.spawn().map_err(|source| DrillError::Spawn { binary: self.binary.clone(), source })?;
         let stdout = child.stdout.take().map(tokio::process::ChildStdout::from_std);
@@ -260,6 +277,11 @@ impl NodeProcess {
         &self.log
     }
 
+    /// Which program is started the next time.
+    pub fn set_binary(&mut self, binary: &Path) {
+        binary.clone_into(&mut self.binary);
+    }
+
     /// How the node is started, for the next [`restart`](Self::restart).
     pub fn options_mut(&mut self) -> &mut NodeOptions {
         &mut self.options
@@ -327,6 +349,19 @@ impl NodeProcess {
     /// There is no process, or the `kill` program cannot be run.
     pub fn resume(&self) -> Result<(), DrillError> {
         self.signal("-CONT")
+    }
+
+    /// From now on no file of the node may be longer than so many bytes: writes beyond that fail as they would on a full disk. `None` lifts the
+    /// limit. The node must have been started [`limitable`](NodeOptions::limitable), or it is killed by the first such write.
+    ///
+    /// # Errors
+    /// There is no process, or the system refuses.
+    pub fn limit_files(&self, bytes: Option<u64>) -> Result<(), DrillError> {
+        use rustix::process::{Pid, Resource, Rlimit, prlimit};
+        let pid = self.pid().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+        let pid = pid.ok_or_else(|| DrillError::NotRunning { dir: self.dir.clone() })?;
+        let limit = prlimit(Some(pid), Resource::Fsize, Rlimit { current: bytes, maximum: None });
+        limit.map(|_| ()).map_err(|error| DrillError::io("limit the size of a node's files")(error.into()))
     }
 
     fn signal(&self, signal: &str) -> Result<(), DrillError> {

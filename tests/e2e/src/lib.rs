@@ -23,14 +23,22 @@ pub fn persona_binary() -> &'static Path {
             assert!(named.is_file(), "{BINARY_VARIABLE} names {}, which is no file", named.display());
             return named;
         }
-        let place = Place::of(&std::env::current_exe().expect("a test knows its own executable"));
-        let binary = place.profile_dir.join("persona");
-        if !is_fresh(&binary, workspace()) {
-            place.build();
-            assert!(binary.is_file(), "cargo built persona, but not at {}; name it in {BINARY_VARIABLE}", binary.display());
-        }
-        binary
+        binary_of("persona", "persona")
     })
+}
+
+/// A binary of one of this workspace's packages and of the profile of whoever asks, fresh.
+///
+/// # Panics
+/// It cannot be built.
+pub fn binary_of(package: &str, name: &str) -> PathBuf {
+    let place = Place::of(&std::env::current_exe().expect("a test knows its own executable"));
+    let binary = place.profile_dir.join(name);
+    if !is_fresh(&binary, workspace()) {
+        place.build(package, name);
+        assert!(binary.is_file(), "cargo built {name}, but not at {}", binary.display());
+    }
+    binary
 }
 
 /// Where this workspace is.
@@ -57,12 +65,12 @@ impl Place {
         Self { target_dir: profile_dir.parent().unwrap_or(profile_dir).to_owned(), profile_dir: profile_dir.to_owned(), profile }
     }
 
-    fn build(&self) {
+    fn build(&self, package: &str, name: &str) {
         let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["build", "--package", "persona", "--locked", "--profile", &self.profile]);
+        cargo.args(["build", "--package", package, "--bin", name, "--locked", "--profile", &self.profile]);
         cargo.arg("--target-dir").arg(&self.target_dir).current_dir(workspace());
         let status = cargo.status().expect("cargo can be run");
-        assert!(status.success(), "cargo could not build persona ({status})");
+        assert!(status.success(), "cargo could not build {name} ({status})");
     }
 }
 

@@ -31,9 +31,13 @@ const HOUSE: &[(&str, &[&str])] = &[
     // Judges the protocol, so it must not be the protocol: formats it has from the stranger, rules from the documents.
     ("persona-audit", &["persona-foreign"]),
     // It runs the pure crates as they are, and is judged by one who knows none of them.
-    ("persona-sim", &["persona-fragments", "persona-mesh-proto", "persona-agent", "persona-core", "persona-audit"]),
+    ("persona-sim", &["persona-fragments", "persona-mesh-proto", "persona-agent", "persona-core", "persona-audit", "persona-lies"]),
     // It runs the machines of the protocol as they are; keys that cost a hash it has from the simulator.
     ("persona-model", &["persona-fragments", "persona-mesh-proto", "persona-sim"]),
+    // It rewrites frames, and so knows the frames.
+    ("persona-lies", &["persona-fragments", "persona-mesh-proto"]),
+    // The soak sees nodes from outside alone; its other binary, the liar, is a node of ours but for its answers.
+    ("persona-chaos", &["persona-drill", "persona-e2e", "persona", "persona-lies", "persona-fragments"]),
     // Whatever reads bytes, wherever it is.
     ("persona-fuzz", &["persona-fragments", "persona-bootstrap", "persona-mesh-proto", "persona-agent", "persona-core", "persona"]),
 ];

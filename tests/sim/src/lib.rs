@@ -9,10 +9,8 @@
 pub mod cheat;
 pub mod churn;
 pub mod keys;
-pub mod liar;
 pub mod lives;
 pub mod lookup;
-pub mod mangle;
 pub mod plan;
 pub mod plot;
 pub mod run;

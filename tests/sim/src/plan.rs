@@ -6,7 +6,9 @@
 use std::{collections::BTreeSet, fmt, str::FromStr, sync::Arc};
 
 use chacha20::ChaCha8Rng;
-use rand_core::{Rng, SeedableRng};
+use persona_lies::Lie;
+pub use persona_lies::below;
+use rand_core::SeedableRng;
 
 use crate::churn::Trace;
 
@@ -197,68 +199,6 @@ impl FromStr for Fault {
     }
 }
 
-/// How a holder lies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Lie {
-    /// It answers nothing.
-    Silent,
-    /// It knows nothing of any section.
-    Deny,
-    /// It answers with the oldest head that it ever knew.
-    Stale,
-    /// Its shards have a bit turned, are too short, or another section's.
-    Corrupt,
-    /// It signs for shards and stores nothing.
-    AckWithoutStoring,
-    /// It confirms certificates and forgets them.
-    MuteCommit,
-    /// It will not say what it knows to some of those who ask.
-    Withhold,
-    /// Its certificates are short, or count one holder twice.
-    ForgedCertificate,
-    /// It shows one version to some and another to others.
-    TwoFaced,
-    /// It asks for shards again and again, or is busy, or full, for ever.
-    Obstruct,
-    /// It is always recovering.
-    Recovering,
-    /// It says that others have taken over.
-    FalseFence,
-    /// It answers with noise.
-    Noise,
-    /// Each answer comes when its asker has almost given up.
-    Late,
-    /// Its answers are mangled.
-    Mangled,
-    /// It and its like tell one story: time stood still when the storm began. They sign and confirm whatever comes, and keep nothing.
-    Collude,
-    /// Each answer is another lie.
-    Everything,
-}
-
-impl Lie {
-    /// Every lie.
-    pub const ALL: [Self; 17] = [
-        Self::Silent,
-        Self::Deny,
-        Self::Stale,
-        Self::Corrupt,
-        Self::AckWithoutStoring,
-        Self::MuteCommit,
-        Self::Withhold,
-        Self::ForgedCertificate,
-        Self::TwoFaced,
-        Self::Obstruct,
-        Self::Recovering,
-        Self::FalseFence,
-        Self::Noise,
-        Self::Late,
-        Self::Mangled,
-        Self::Collude,
-        Self::Everything,
-    ];
-}
-
 /// All that a seed decides beforehand.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -308,11 +248,6 @@ pub const TRACED: u64 = 100;
 /// Random bytes for one purpose of one seed, whatever the others draw.
 pub fn stream(seed: u64, purpose: &str) -> ChaCha8Rng {
     ChaCha8Rng::from_seed(blake3::derive_key(purpose, &seed.to_le_bytes()))
-}
-
-/// A number below `bound`.
-pub fn below(rng: &mut ChaCha8Rng, bound: u64) -> u64 {
-    if bound == 0 { 0 } else { rng.next_u64() % bound }
 }
 
 impl Plan {

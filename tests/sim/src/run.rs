@@ -14,6 +14,7 @@ use persona_agent::{RootSecret, published_name};
 use persona_audit::history::{GetOutcome, Mode as AuditMode, PutOutcome, What};
 use persona_core::{Answer, Call, CallError};
 use persona_fragments::{Class, OwnerKey, PeerKey, SectionKey, SignedManifest, wire};
+use persona_lies::{Liar, Story};
 use persona_mesh_proto::{Mode, Table};
 use serde::Serialize;
 use zeroize::Zeroizing;
@@ -24,7 +25,6 @@ use crate::{
     cheat::Cheat,
     churn::SETS,
     keys::Notary,
-    liar::{Liar, Story},
     plan::{Fault, Plan, below, stream},
     world::{CALM, Disk, Kind, Net, Observer, World, auditor, fault::Failing, notary},
 };

@@ -19,13 +19,13 @@ use persona_core::{
     RequestError,
 };
 use persona_fragments::{Classes, OwnerKey, PeerKey, Signature, Verifier};
+use persona_lies::{Handling, Liar};
 use persona_mesh_proto::{Now, PersistId, Request, RequestFrame, Table, Write, holder::lost_store_mark};
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
 use crate::{
     keys::{Notary, signer},
-    liar::{Handling, Liar},
     plan::{Plan, below, stream},
 };
 

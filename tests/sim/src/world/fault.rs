@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use chacha20::ChaCha8Rng;
 use persona_audit::history::{Change, What};
+use persona_lies::mangle::mangle;
 use persona_mesh_proto::Table;
 use sha2::{Digest as _, Sha256};
 
 use super::{Asker, CHEAT, Disk, Event, Gossip, Host, World};
-use crate::{mangle::mangle, plan::below};
+use crate::plan::below;
 
 /// Of a thousand requests, so many are sent once more, mangled, by whoever mangles.
 const MANGLED_PERMILLE: u64 = 40;

@@ -3,7 +3,13 @@
 //! A liar runs the real node and changes what leaves it, or answers in its place. It has its own key and no other, so whatever must be
 //! signed by somebody else it can only replay.
 
-use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
+pub mod mangle;
+
+use std::{
+    collections::BTreeMap,
+    str::FromStr,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use chacha20::ChaCha8Rng;
 use persona_fragments::{Certificate, PeerKey, SectionKey, SignedManifest, Signer, certificate::HeadWire, sign_batch};
@@ -13,19 +19,117 @@ use persona_mesh_proto::{
 };
 use rand_core::Rng as _;
 
-use crate::{
-    mangle::mangle,
-    plan::{Lie, below},
-};
+use self::mangle::mangle;
 
 /// How long after it was asked a late answer comes, in microseconds: a node waits for 3 s.
 const LATE_US: u64 = 2_900_000;
 
 /// What colluders agreed on: the head that each section is said to have.
-pub type Story = Rc<RefCell<BTreeMap<SectionKey, HeadWire>>>;
+pub type Story = Arc<Mutex<BTreeMap<SectionKey, HeadWire>>>;
 
 /// Sections whose heads a liar remembers.
 const REMEMBERED_MAX: usize = 256;
+
+/// How a holder lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Lie {
+    /// It answers nothing.
+    Silent,
+    /// It knows nothing of any section.
+    Deny,
+    /// It answers with the oldest head that it ever knew.
+    Stale,
+    /// Its shards have a bit turned, are too short, or another section's.
+    Corrupt,
+    /// It signs for shards and stores nothing.
+    AckWithoutStoring,
+    /// It confirms certificates and forgets them.
+    MuteCommit,
+    /// It will not say what it knows to some of those who ask.
+    Withhold,
+    /// Its certificates are short, or count one holder twice.
+    ForgedCertificate,
+    /// It shows one version to some and another to others.
+    TwoFaced,
+    /// It asks for shards again and again, or is busy, or full, for ever.
+    Obstruct,
+    /// It is always recovering.
+    Recovering,
+    /// It says that others have taken over.
+    FalseFence,
+    /// It answers with noise.
+    Noise,
+    /// Each answer comes when its asker has almost given up.
+    Late,
+    /// Its answers are mangled.
+    Mangled,
+    /// It and its like tell one story: time stood still when the storm began. They sign and confirm whatever comes, and keep nothing.
+    Collude,
+    /// Each answer is another lie.
+    Everything,
+}
+
+impl Lie {
+    /// Every lie.
+    pub const ALL: [Self; 17] = [
+        Self::Silent,
+        Self::Deny,
+        Self::Stale,
+        Self::Corrupt,
+        Self::AckWithoutStoring,
+        Self::MuteCommit,
+        Self::Withhold,
+        Self::ForgedCertificate,
+        Self::TwoFaced,
+        Self::Obstruct,
+        Self::Recovering,
+        Self::FalseFence,
+        Self::Noise,
+        Self::Late,
+        Self::Mangled,
+        Self::Collude,
+        Self::Everything,
+    ];
+
+    /// Its name on a command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Silent => "silent",
+            Self::Deny => "deny",
+            Self::Stale => "stale",
+            Self::Corrupt => "corrupt",
+            Self::AckWithoutStoring => "ack-without-storing",
+            Self::MuteCommit => "mute-commit",
+            Self::Withhold => "withhold",
+            Self::ForgedCertificate => "forged-certificate",
+            Self::TwoFaced => "two-faced",
+            Self::Obstruct => "obstruct",
+            Self::Recovering => "recovering",
+            Self::FalseFence => "false-fence",
+            Self::Noise => "noise",
+            Self::Late => "late",
+            Self::Mangled => "mangled",
+            Self::Collude => "collude",
+            Self::Everything => "everything",
+        }
+    }
+}
+
+impl FromStr for Lie {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|lie| lie.name() == name).ok_or_else(|| {
+            let names: Vec<&str> = Self::ALL.into_iter().map(Self::name).collect();
+            format!("no lie is called {name:?}; there are {}", names.join(", "))
+        })
+    }
+}
+
+/// A number below `bound`.
+pub fn below(rng: &mut ChaCha8Rng, bound: u64) -> u64 {
+    if bound == 0 { 0 } else { rng.next_u64() % bound }
+}
 
 /// What one liar remembers.
 pub struct Liar {
@@ -60,7 +164,7 @@ impl Liar {
     /// From now on nothing happens, as colluders have it.
     pub fn begin(&mut self) {
         self.began = true;
-        let mut story = self.story.borrow_mut();
+        let mut story = self.story.lock().unwrap_or_else(PoisonError::into_inner);
         for (key, (_, newest)) in &self.heads {
             story.entry(*key).or_insert_with(|| newest.clone());
         }
@@ -153,7 +257,7 @@ impl Liar {
             (Lie::Stale, Request::Head { key, .. }) => self.show(key, true, response),
             (Lie::TwoFaced, Request::Head { key, .. }) => self.show(key, to.0[0].is_multiple_of(2), response),
             (Lie::Collude, Request::Head { key, .. }) if self.began => {
-                let told = self.story.borrow().get(key).cloned();
+                let told = self.story.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned();
                 if let Response::Head(answer) = response {
                     // What the node itself knows is no newer: since then it stores nothing.
                     let (committed, shard) = (told.or(answer.committed.take()), answer.shard.take());

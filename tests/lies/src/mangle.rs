@@ -6,7 +6,7 @@
 use chacha20::ChaCha8Rng;
 use rand_core::Rng as _;
 
-use crate::plan::below;
+use crate::below;
 
 /// One byte more than any frame may have (docs/spec/wire.md#encoding).
 const TOO_LONG_BYTES: usize = (2 << 20) + 1;
