@@ -305,6 +305,7 @@ impl Holder {
             self.room(manifest, shard.len() as u64)?;
             // One that comes back to another place: the shard of the old one is nobody's any more.
             self.drop_version(&key, &version, Why::Dropped, now, &mut writes);
+            writes.retain(|write| write.table != Table::Prepared); // its record is written anew below
             let record = match manifest.index_of(&self.me) {
                 Some(own) if own == index => PreparedRecord::Held { manifest: manifest.wire().clone(), index, received_ms: now.wall_ms },
                 _ => PreparedRecord::Taken { manifest: manifest.wire().clone(), index, received_ms: now.wall_ms },

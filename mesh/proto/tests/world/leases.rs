@@ -418,6 +418,30 @@ fn a_slow_disk_lets_no_holder_ack_what_it_no_longer_has() {
     assert_eq!(world.records(0, Table::Shard), 1);
 }
 
+/// It still has what it signed for in its old place, which is nobody's any more.
+#[test]
+fn a_holder_that_comes_back_to_another_place_has_one_shard() {
+    let mut world = World::new(21, 9);
+    let mut ada = leased(&mut world, 3, HOUR_MS, 24 * HOUR_MS);
+    let (due, link, _) = last_turn(&mut world, &mut ada);
+    let answer = world.tell(5, Request::Handover { head: due.head.to_wire(), index: 5, link });
+    assert!(matches!(answer, Response::Acked { .. }), "{answer:?}");
+    let by = [0, 1, 2, 3, 4];
+    let without = due.with(&world, due.link(&world, &by, &[(5, world.nodes[8].key)]), &by).expect("certified");
+    world.run_ms(HOUR_MS / 2 + 1);
+    let due = Due { head: without, issued_at_ms: world.now.wall_ms, leader: 0 };
+    let back = due.with(&world, due.link(&world, &by, &[(6, world.nodes[5].key)]), &by).expect("certified");
+    let shard = [back.manifest.key.0, back.manifest.shard_hashes[6].0].concat();
+    let shard = world.nodes[6].durable[&(Table::Shard, shard)].clone();
+    assert_eq!(world.records(5, Table::Shard), 1);
+    assert_eq!(world.tell(5, Request::Take { head: back.to_wire(), index: 6, shard: shard.clone() }), Response::Committed);
+    let kept: Vec<_> = world.nodes[5].durable.iter().filter(|((table, _), _)| *table == Table::Shard).map(|(_, bytes)| bytes).collect();
+    assert_eq!(kept, [&shard]);
+    world.restart(5);
+    let answer = world.tell(5, Request::Shard { key: ada.section(), version: back.manifest.version });
+    assert!(matches!(answer, Response::Shard { index: 6, .. }), "{answer:?}");
+}
+
 /// One that signed nothing hears of the link in time, and its disk is slow.
 #[test]
 fn a_link_on_its_way_to_the_disk_keeps_what_it_prolongs() {

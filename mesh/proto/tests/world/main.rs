@@ -940,6 +940,8 @@ impl World {
                     }
                 }
                 HolderOut::Persist { id, writes } => {
+                    let places: BTreeSet<_> = writes.iter().map(|write| (write.table, &write.key)).collect();
+                    assert_eq!(places.len(), writes.len(), "a batch writes each record once");
                     self.nodes[node].pending.push((id, writes));
                     if let Some((left, after_sync)) = self.nodes[node].crash_plan {
                         if left == 0 {
