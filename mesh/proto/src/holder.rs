@@ -236,6 +236,8 @@ struct Section {
     coming: Vec<(PersistId, Head)>,
     /// What was signed here in handovers.
     signed: Option<Signed>,
+    /// The last batch with such a signature, until it is durable and after.
+    signing: Option<PersistId>,
     /// The highest generation that this node has looked at as its turn.
     led: u32,
     /// Where the section stands in `due_mono` and `due_wall`.

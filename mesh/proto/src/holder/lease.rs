@@ -218,7 +218,14 @@ impl Holder {
         }
         if self.signed_before(&head, &handover)? {
             let (consent, ack) = self.consent_leaves(&head, index, &handover);
-            return Err(consented(&consent, ack.as_ref(), signer));
+            let signing = self.sections.get(&manifest.key).and_then(|section| section.signing);
+            return match signing.filter(|id| self.persists.contains_key(id)) {
+                None => Err(consented(&consent, ack.as_ref(), signer)),
+                Some(id) => {
+                    self.then(id, Then::Consented { call, consent, ack });
+                    Ok(None)
+                }
+            };
         }
         // What may be certified already goes on, whoever has come back meanwhile.
         let agreed = self.unlocked(&head, &handover, proposal.lock.as_ref(), verifier)?;
@@ -617,7 +624,9 @@ impl Holder {
         }
         let write = signed.write(&key);
         self.reschedule(&key);
-        Ok(self.persist(vec![write], out))
+        let id = self.persist(vec![write], out);
+        self.sections.get_mut(&key).expect("its head is here").signing = Some(id);
+        Ok(id)
     }
 
     /// What is signed to consent; and to ack with it, where that needs no further word.

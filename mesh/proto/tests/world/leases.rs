@@ -418,6 +418,24 @@ fn a_slow_disk_lets_no_holder_ack_what_it_no_longer_has() {
     assert_eq!(world.records(0, Table::Shard), 1);
 }
 
+/// Asked again while the first consent is on its way to the disk, it waits: a crash now makes it forget that it ever signed.
+#[test]
+fn a_consent_that_is_asked_for_again_is_durable_too() {
+    let mut world = World::new(22, 9);
+    let mut ada = leased(&mut world, 3, HOUR_MS, 24 * HOUR_MS);
+    let receipt = world.put(&mut ada, &[0, 1, 2, 3, 4, 5, 6], b"be kind").expect("committed");
+    let due = due(&mut world, &receipt);
+    let index = (0..7).find(|index| *index != due.leader).expect("somebody else");
+    let (node, request) = (due.node(&world, index), due.renew(&world, index, &[]));
+    world.sync_us = 1_000_000;
+    assert_eq!(world.hand_in(node, request.clone()), None);
+    world.run_ms(500);
+    assert_eq!(world.hand_in(node, request.clone()), None, "not durable yet");
+    world.run_ms(1_000);
+    assert!(world.nodes[node].calls.is_empty(), "both are answered");
+    assert!(matches!(world.hand_in(node, request), Some(Response::Consented { .. })), "at once");
+}
+
 /// It still has what it signed for in its old place, which is nobody's any more.
 #[test]
 fn a_holder_that_comes_back_to_another_place_has_one_shard() {
