@@ -239,6 +239,8 @@ struct Section {
     coming: Vec<(PersistId, Head)>,
     /// What was signed here in handovers.
     signed: Option<Signed>,
+    /// The last batch with such a signature, until it is durable and after.
+    signing: Option<PersistId>,
     /// The highest generation that this node has looked at as its turn.
     led: u32,
     /// Where the section stands in `due_mono` and `due_wall`.
@@ -1155,7 +1157,8 @@ impl Holder {
         let prolonged = |stored: &Stored| section.coming.iter().any(|(_, head)| head.prolongs(stored, &me) && !head.life.over(now));
         let droppable = |stored: &Stored| {
             let superseded = stored.superseded_at_us.is_some_and(|since| now.mono_us >= since + grace_us);
-            stored.coming.is_none() && (stored.life.over(now) && !prolonged(stored) || superseded)
+            let over = stored.life.over(now) && !prolonged(stored) && now.wall_ms >= section.signed_until_ms(stored);
+            stored.coming.is_none() && (over || superseded)
         };
         let dropped: Vec<Version> = section.versions.iter().filter(|(_, stored)| droppable(stored)).map(|(version, _)| *version).collect();
         let forgotten: Vec<Version> = section
@@ -1168,12 +1171,13 @@ impl Holder {
             section.floors.remove(&version);
             writes.push(Write::remove(Table::Prepared, prepared_key(key, &version)));
         }
+        let signed_until_ms = section.longest_signed_until_ms();
         if let Some(head) = &mut section.head {
             if head.served && head.life.over(now) {
                 head.served = false;
                 out.push(HolderOut::HeadChanged { key: *key, record: None });
             }
-            if !head.served && now.wall_ms >= head.keep_until_ms && section.coming.is_empty() {
+            if !head.served && now.wall_ms >= head.keep_until_ms.max(signed_until_ms) && section.coming.is_empty() {
                 section.head = None;
                 writes.push(Write::remove(Table::Head, key.0));
             }
@@ -1353,6 +1357,15 @@ impl Section {
         self.head.iter().chain(self.coming.iter().map(|(_, head)| head))
     }
 
+    /// Until when a link can count that this node signed for a stored version. It may be certified by now, and then lives on what is here.
+    fn signed_until_ms(&self, stored: &Stored) -> u64 {
+        self.signed.as_ref().map_or(0, |signed| signed.counts_until_ms(&stored.manifest))
+    }
+
+    fn longest_signed_until_ms(&self) -> u64 {
+        self.versions.values().map(|stored| self.signed_until_ms(stored)).max().unwrap_or(0)
+    }
+
     /// Versions above the durable head.
     fn uncommitted(&self) -> impl Iterator<Item = &Stored> {
         let head = self.head.as_ref().map(|head| head.head.manifest.version);
@@ -1420,8 +1433,11 @@ impl Section {
     fn next_due(&self, grace_us: u64) -> (u64, u64) {
         let (mut mono, mut wall) = (u64::MAX, u64::MAX);
         for stored in self.versions.values() {
-            mono = mono.min(stored.life.until_us).min(stored.superseded_at_us.map_or(u64::MAX, |since| since + grace_us));
-            wall = wall.min(stored.life.until_ms);
+            mono = mono.min(stored.superseded_at_us.map_or(u64::MAX, |since| since + grace_us));
+            match self.signed_until_ms(stored) {
+                signed_until_ms if signed_until_ms > stored.life.until_ms => wall = wall.min(signed_until_ms),
+                _ => (mono, wall) = (mono.min(stored.life.until_us), wall.min(stored.life.until_ms)),
+            }
         }
         for floor in self.floors.values() {
             wall = wall.min(floor.until_ms);
@@ -1431,7 +1447,7 @@ impl Section {
                 mono = mono.min(head.life.until_us);
                 wall = wall.min(head.life.until_ms);
             }
-            Some(head) => wall = wall.min(head.keep_until_ms),
+            Some(head) => wall = wall.min(head.keep_until_ms.max(self.longest_signed_until_ms())),
             None => {}
         }
         wall = wall.min(self.signed.as_ref().map_or(u64::MAX, Signed::next_due_ms));

@@ -3,7 +3,7 @@
 use persona_foreign::head::Version;
 
 use crate::{
-    auditor::{Auditor, LATE_MS, Watched, hex, host, text},
+    auditor::{Auditor, LATE_MS, Node, Watched, hex, host, text},
     book::ManifestId,
     decode::{self, RawPrepared},
     disk::{Fence, HeadRow, Key, Row, Shard, Told},
@@ -147,8 +147,13 @@ impl Auditor {
                 let grace_us = self.grace_us - self.grace_us / DRIFT_PART;
                 let superseded = node.disk.told_above(&key, &version).is_some_and(|told| now_us >= told.at_us + grace_us);
                 let aborted = self.aborted.contains(&(key, version));
+                // A link that it signed may be certified by now, and come later: then something lives on it, unless a newer version is certified.
+                let newest = node.disk.told_above(&key, &version).is_none();
+                let signed = newest && late_ms < self.signed_until_ms(node, *id);
                 if !(over || ran_out || superseded || aborted) {
                     found.push(("I11", String::from("dropped before its time")));
+                } else if signed && !aborted {
+                    found.push(("I11", String::from("dropped, before the life of a link that it signed was over,")));
                 } else if row.is_none() && !over {
                     found.push(("I11", String::from("forgot which manifest it had, before its life was over, of")));
                 }
@@ -174,6 +179,14 @@ impl Auditor {
         for (invariant, what) in found {
             self.find(invariant, format!("machine {machine} {what} {}", name()));
         }
+    }
+
+    /// When the last link is over for everybody that a machine signed of a manifest, on the disk that it has now.
+    fn signed_until_ms(&self, node: &Node, id: ManifestId) -> u64 {
+        let (known, lost_us) = (self.book.get(id), node.lost_us.max(node.forgot_us));
+        let signed = node.signed.range((id, 0)..=(id, u64::MAX)).filter(|(_, (_, at_us))| lost_us.is_none_or(|lost_us| lost_us < *at_us));
+        let over_ms = |issued_at_ms: u64| (issued_at_ms + known.manifest.ttl_ms).min(known.manifest.renew_until_ms) + known.allowance_ms();
+        signed.map(|(_, ((issued_at_ms, _), _))| over_ms(*issued_at_ms)).max().unwrap_or(0)
     }
 
     /// Why a version of this host may not be taken in.

@@ -475,6 +475,52 @@ fn i11_a_version_is_dropped_by_the_rules_alone() {
 }
 
 #[test]
+fn i9_and_i11_who_acks_a_link_has_its_shard_until_the_link_is_over() {
+    let acked = |before: Step<'_>, after: Step<'_>| {
+        let mut scene = Scene::new();
+        let put = scene.manifest(1).renewable(8 * TTL_MS);
+        scene.put_at(WRITER, &put, &HOLDERS);
+        scene.wait_ms(TTL_MS);
+        let issued_at_ms = scene.now_ms();
+        let frame = scene.asked(2, 1, put.handover(0, issued_at_ms));
+        before(&mut scene, &put);
+        scene.see(What::Answered { frame, from: 1, bytes: put.acked(0) });
+        scene.see(What::Heard { frame });
+        after(&mut scene, &put);
+        scene
+    };
+    let nothing = |_: &mut Scene, _: &Signed| {};
+    let drops = |wait_ms: u64| {
+        move |scene: &mut Scene, put: &Signed| {
+            scene.wait_ms(wait_ms);
+            let until_ms = put.manifest.renew_until_ms + 10_000;
+            scene.durable(1, vec![put.shard_gone(0), put.floor(until_ms)]);
+        }
+    };
+    let signed = acked(&nothing, &nothing);
+    assert_eq!(signed.auditor.marks()["handed-over"], 1);
+    signed.breaks_nothing();
+    acked(&drops(12_000), &nothing).breaks("I9"); // on its way out
+    acked(&nothing, &drops(12_000)).breaks("I11");
+    acked(&nothing, &drops(TTL_MS + 8_000)).breaks("I11");
+    acked(&nothing, &drops(TTL_MS + 12_000)).breaks_nothing();
+    acked(&nothing, &|scene, put| {
+        let newer = scene.manifest(2);
+        scene.put_at(WRITER, &newer, &HOLDERS);
+        scene.wait_ms(12_000);
+        scene.durable(1, vec![put.floor(put.manifest.renew_until_ms + 10_000)]); // the newer one has its bytes
+    })
+    .breaks_nothing();
+    acked(&nothing, &|scene, put| {
+        down(scene, 1);
+        scene.see(What::DiskLost { machine: 1, noticed: true });
+        scene.store(put, 1);
+        drops(12_000)(scene, put);
+    })
+    .breaks_nothing();
+}
+
+#[test]
 fn i12_no_lower_host_commits_after_a_higher_one() {
     let raced = |began_before: bool, stale: bool, liars: &[Machine]| {
         let mut scene = Scene::with_liars(liars);

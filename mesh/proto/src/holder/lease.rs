@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use bincode::{Decode, Encode};
 use persona_fragments::{
-    Ack, AckLeaf, CertifiedHead, Digest, Handover, Link, PeerKey, SectionKey, Signer, Verifier, Version,
+    Ack, AckLeaf, CertifiedHead, Digest, Handover, Link, PeerKey, SectionKey, SignedManifest, Signer, Verifier, Version,
     certificate::HeadWire,
     coding::shard_matches,
     lease::LINKS_MAX,
@@ -109,11 +109,14 @@ impl Signed {
         set.expires_at_ms.saturating_add(2 * clock_allowance_ms(persona_fragments::Class::Core))
     }
 
-    /// Forgets sets that have expired for everybody. Whether nothing is left.
-    pub(super) fn forget(&mut self, head: Option<&Head>, now: Now) -> bool {
-        self.sets.retain(|set| now.wall_ms < Self::named_until_ms(set));
-        let current = head.is_some_and(|head| head.head.manifest.hash() == self.manifest_hash);
-        self.sets.is_empty() && !current
+    /// Until when a link can count that was signed for what is stored, whoever certifies it: 0 if none was. The generation says no more than
+    /// that it was issued before the next one.
+    pub(super) fn counts_until_ms(&self, manifest: &SignedManifest) -> u64 {
+        if self.generation == 0 || self.manifest_hash != manifest.hash() {
+            return 0;
+        }
+        let issued_before_ms = manifest.issued_at_ms.saturating_add(u64::from(self.generation).saturating_mul(manifest.turn_ms()));
+        manifest.link_expires_at_ms(issued_before_ms).saturating_add(clock_allowance_ms(manifest.class))
     }
 
     pub(super) fn next_due_ms(&self) -> u64 {
@@ -215,7 +218,14 @@ impl Holder {
         }
         if self.signed_before(&head, &handover)? {
             let (consent, ack) = self.consent_leaves(&head, index, &handover);
-            return Err(consented(&consent, ack.as_ref(), signer));
+            let signing = self.sections.get(&manifest.key).and_then(|section| section.signing);
+            return match signing.filter(|id| self.persists.contains_key(id)) {
+                None => Err(consented(&consent, ack.as_ref(), signer)),
+                Some(id) => {
+                    self.then(id, Then::Consented { call, consent, ack });
+                    Ok(None)
+                }
+            };
         }
         // What may be certified already goes on, whoever has come back meanwhile.
         let agreed = self.unlocked(&head, &handover, proposal.lock.as_ref(), verifier)?;
@@ -302,6 +312,7 @@ impl Holder {
             self.room(manifest, shard.len() as u64)?;
             // One that comes back to another place: the shard of the old one is nobody's any more.
             self.drop_version(&key, &version, Why::Dropped, now, &mut writes);
+            writes.retain(|write| write.table != Table::Prepared); // its record is written anew below
             let record = match manifest.index_of(&self.me) {
                 Some(own) if own == index => PreparedRecord::Held { manifest: manifest.wire().clone(), index, received_ms: now.wall_ms },
                 _ => PreparedRecord::Taken { manifest: manifest.wire().clone(), index, received_ms: now.wall_ms },
@@ -489,10 +500,13 @@ impl Holder {
         Ok(())
     }
 
+    /// Forgets sets that have expired for everybody, and the rest with what it is about.
     pub(super) fn forget_signed(&mut self, key: &SectionKey, now: Now, writes: &mut Vec<Write>) {
         let Some(section) = self.sections.get_mut(key) else { return };
         let Some(signed) = section.signed.as_mut() else { return };
-        if signed.forget(section.head.as_ref(), now) {
+        signed.sets.retain(|set| now.wall_ms < Signed::named_until_ms(set));
+        let here = section.versions.values().map(|stored| &stored.manifest).chain(section.head.iter().map(|head| &head.head.manifest));
+        if signed.sets.is_empty() && !here.into_iter().any(|manifest| manifest.hash() == signed.manifest_hash) {
             section.signed = None;
             writes.push(Write::remove(Table::Meta, lease_key(key)));
         }
@@ -610,7 +624,9 @@ impl Holder {
         }
         let write = signed.write(&key);
         self.reschedule(&key);
-        Ok(self.persist(vec![write], out))
+        let id = self.persist(vec![write], out);
+        self.sections.get_mut(&key).expect("its head is here").signing = Some(id);
+        Ok(id)
     }
 
     /// What is signed to consent; and to ack with it, where that needs no further word.

@@ -29,9 +29,13 @@ struct Due {
 
 /// From here on no turn is anybody's but the test's.
 fn due(world: &mut World, receipt: &PutReceipt) -> Due {
+    due_after(world, receipt, receipt.head.manifest.ttl_ms / 2 + 1)
+}
+
+fn due_after(world: &mut World, receipt: &PutReceipt, millis: u64) -> Due {
     let head = receipt.head.clone();
     world.no_leaders = true;
-    world.run_ms(head.manifest.ttl_ms / 2 + 1);
+    world.run_ms(millis);
     let issued_at_ms = world.now.wall_ms;
     let leader = head.manifest.leader(head.manifest.generation_at(issued_at_ms));
     Due { head, issued_at_ms, leader }
@@ -352,6 +356,124 @@ fn what_was_acked_is_proposed_again_and_nothing_else() {
     let head = world.get(&ada, Mode::Regular).expect("readable").head;
     assert_eq!(head.holders()[6], world.nodes[9].key, "not one that a later leader would have chosen");
     assert!(head.lease.is_some());
+}
+
+/// A turn shortly before the head is over, node 6 gone: what is to be acked, and the head that comes of it.
+fn last_turn(world: &mut World, ada: &mut Owner) -> (Due, Link, CertifiedHead) {
+    let receipt = world.put(ada, &[0, 1, 2, 3, 4, 5, 6], b"be kind").expect("committed");
+    world.crash(6);
+    let due = due_after(world, &receipt, HOUR_MS - 2_000);
+    let link = due.link(world, &[0, 1, 2, 3, 4], &[(6, world.nodes[7].key)]);
+    let late = due.with(world, link.clone(), &[0, 1, 2, 3, 4]).expect("certified");
+    (due, link, late)
+}
+
+/// The link is certified only when the head that it continues is over: whoever acked it has kept its shard for that, a restart between.
+#[test]
+fn what_was_acked_is_here_when_the_link_turns_out_to_be_certified() {
+    let mut world = World::new(17, 9);
+    let mut ada = leased(&mut world, 3, HOUR_MS, 24 * HOUR_MS);
+    let (due, link, late) = last_turn(&mut world, &mut ada);
+    for index in 0..5 {
+        let (node, request) = (due.node(&world, index), Request::Handover { head: due.head.to_wire(), index, link: link.clone() });
+        let answer = world.tell(node, request);
+        assert!(matches!(answer, Response::Acked { .. }), "{answer:?}");
+    }
+    world.run_ms(60_000);
+    world.restart(2);
+    world.run_ms(60_000);
+    let kept = |node: &usize| world.records(*node, Table::Shard) == 1;
+    assert_eq!((0..6).filter(kept).collect::<Vec<_>>(), [0, 1, 2, 3, 4], "5 has signed nothing");
+    for node in 0..5 {
+        assert_eq!(world.tell(node, Request::Commit { head: late.to_wire() }), Response::Committed);
+    }
+    let task = GetTask { known: Some(late), candidates: vec![], ..world.get_task(&ada, Mode::Regular) };
+    assert_eq!(world.finish_get(task).expect("readable").content, b"be kind");
+}
+
+/// It was never certified: then the shard goes when it can no longer be.
+#[test]
+fn what_was_acked_goes_with_the_link() {
+    let mut world = World::new(18, 9);
+    let mut ada = leased(&mut world, 3, HOUR_MS, 24 * HOUR_MS);
+    let (due, link, _) = last_turn(&mut world, &mut ada);
+    let answer = world.tell(0, Request::Handover { head: due.head.to_wire(), index: 0, link });
+    assert!(matches!(answer, Response::Acked { .. }), "{answer:?}");
+    world.run_ms(HOUR_MS);
+    assert_eq!((world.records(0, Table::Shard), world.records(0, Table::Head)), (1, 1));
+    world.run_ms(HOUR_MS / 8);
+    assert_eq!((world.records(0, Table::Shard), world.records(0, Table::Head)), (0, 0));
+}
+
+/// The head's life ends while what was signed is on its way to the disk.
+#[test]
+fn a_slow_disk_lets_no_holder_ack_what_it_no_longer_has() {
+    let mut world = World::new(19, 9);
+    let mut ada = leased(&mut world, 3, HOUR_MS, 24 * HOUR_MS);
+    let (due, link, _) = last_turn(&mut world, &mut ada);
+    world.sync_us = 30_000_000;
+    assert_eq!(world.hand_in(0, Request::Handover { head: due.head.to_wire(), index: 0, link }), None);
+    world.run_ms(60_000); // the answer is judged as it leaves
+    assert!(world.nodes[0].calls.is_empty(), "answered");
+    assert_eq!(world.records(0, Table::Shard), 1);
+}
+
+/// Asked again while the first consent is on its way to the disk, it waits: a crash now makes it forget that it ever signed.
+#[test]
+fn a_consent_that_is_asked_for_again_is_durable_too() {
+    let mut world = World::new(22, 9);
+    let mut ada = leased(&mut world, 3, HOUR_MS, 24 * HOUR_MS);
+    let receipt = world.put(&mut ada, &[0, 1, 2, 3, 4, 5, 6], b"be kind").expect("committed");
+    let due = due(&mut world, &receipt);
+    let index = (0..7).find(|index| *index != due.leader).expect("somebody else");
+    let (node, request) = (due.node(&world, index), due.renew(&world, index, &[]));
+    world.sync_us = 1_000_000;
+    assert_eq!(world.hand_in(node, request.clone()), None);
+    world.run_ms(500);
+    assert_eq!(world.hand_in(node, request.clone()), None, "not durable yet");
+    world.run_ms(1_000);
+    assert!(world.nodes[node].calls.is_empty(), "both are answered");
+    assert!(matches!(world.hand_in(node, request), Some(Response::Consented { .. })), "at once");
+}
+
+/// It still has what it signed for in its old place, which is nobody's any more.
+#[test]
+fn a_holder_that_comes_back_to_another_place_has_one_shard() {
+    let mut world = World::new(21, 9);
+    let mut ada = leased(&mut world, 3, HOUR_MS, 24 * HOUR_MS);
+    let (due, link, _) = last_turn(&mut world, &mut ada);
+    let answer = world.tell(5, Request::Handover { head: due.head.to_wire(), index: 5, link });
+    assert!(matches!(answer, Response::Acked { .. }), "{answer:?}");
+    let by = [0, 1, 2, 3, 4];
+    let without = due.with(&world, due.link(&world, &by, &[(5, world.nodes[8].key)]), &by).expect("certified");
+    world.run_ms(HOUR_MS / 2 + 1);
+    let due = Due { head: without, issued_at_ms: world.now.wall_ms, leader: 0 };
+    let back = due.with(&world, due.link(&world, &by, &[(6, world.nodes[5].key)]), &by).expect("certified");
+    let shard = [back.manifest.key.0, back.manifest.shard_hashes[6].0].concat();
+    let shard = world.nodes[6].durable[&(Table::Shard, shard)].clone();
+    assert_eq!(world.records(5, Table::Shard), 1);
+    assert_eq!(world.tell(5, Request::Take { head: back.to_wire(), index: 6, shard: shard.clone() }), Response::Committed);
+    let kept: Vec<_> = world.nodes[5].durable.iter().filter(|((table, _), _)| *table == Table::Shard).map(|(_, bytes)| bytes).collect();
+    assert_eq!(kept, [&shard]);
+    world.restart(5);
+    let answer = world.tell(5, Request::Shard { key: ada.section(), version: back.manifest.version });
+    assert!(matches!(answer, Response::Shard { index: 6, .. }), "{answer:?}");
+}
+
+/// One that signed nothing hears of the link in time, and its disk is slow.
+#[test]
+fn a_link_on_its_way_to_the_disk_keeps_what_it_prolongs() {
+    let mut world = World::new(20, 9);
+    let mut ada = leased(&mut world, 3, HOUR_MS, 24 * HOUR_MS);
+    let (_, _, late) = last_turn(&mut world, &mut ada);
+    world.sync_us = 30_000_000;
+    assert_eq!(world.hand_in(5, Request::Commit { head: late.to_wire() }), None);
+    world.run_ms(60_000);
+    assert!(world.nodes[5].calls.is_empty(), "answered");
+    let shard = Request::Shard { key: ada.section(), version: late.manifest.version };
+    let answer = world.tell(5, shard);
+    assert!(matches!(answer, Response::Shard { index: 5, .. }), "{answer:?}");
+    assert_eq!(world.records(0, Table::Shard), 0, "who has heard of no link");
 }
 
 #[test]

@@ -509,8 +509,8 @@ impl World {
         self.advance_to(end);
     }
 
-    /// Tells a node something without a network, and waits for its answer.
-    fn tell(&mut self, node: usize, request: Request) -> Response {
+    /// Tells a node something without a network. Its answer, unless that waits for the disk.
+    fn hand_in(&mut self, node: usize, request: Request) -> Option<Response> {
         self.calls += 1;
         let (call, task) = (CallId(self.calls), usize::MAX);
         self.nodes[node].calls.insert(call, (task, Tag(0), request.clone()));
@@ -518,7 +518,12 @@ impl World {
         let Self { nodes, now, verifier, .. } = self;
         let Node { holder, signer, .. } = &mut nodes[node];
         let outs = holder.as_mut().expect("up").handle(call, key, request, *now, signer, verifier);
-        let mut answer = self.carry_out_holder(node, outs);
+        self.carry_out_holder(node, outs)
+    }
+
+    /// The same, and waits for the answer.
+    fn tell(&mut self, node: usize, request: Request) -> Response {
+        let mut answer = self.hand_in(node, request);
         while answer.is_none() {
             let (pending, outs) = self.sync(node);
             assert!(pending > 0, "nothing is under way, and no answer came");
@@ -936,6 +941,8 @@ impl World {
                     }
                 }
                 HolderOut::Persist { id, writes } => {
+                    let places: BTreeSet<_> = writes.iter().map(|write| (write.table, &write.key)).collect();
+                    assert_eq!(places.len(), writes.len(), "a batch writes each record once");
                     self.nodes[node].pending.push((id, writes));
                     if let Some((left, after_sync)) = self.nodes[node].crash_plan {
                         if left == 0 {
@@ -1048,6 +1055,12 @@ impl World {
                 assert!(node.durable.contains_key(&(Table::Prepared, prepared)), "promised before the promise was durable");
                 assert!(!self.acked.contains_key(&(number, manifest.key, version)), "promised never to ack what it had acked");
                 self.promised.insert((number, manifest.key, version));
+            }
+            (Request::Handover { head, index, .. }, Response::Acked { .. })
+            | (Request::Renew { head, index, .. }, Response::Consented { ack: Some(_), .. }) => {
+                let manifest = SignedManifest::trusted(head.manifest.clone()).expect("signed for");
+                let shard = [manifest.key.0, manifest.shard_hashes[usize::from(*index)].0].concat();
+                assert!(node.durable.contains_key(&(Table::Shard, shard)), "acked a link without the shard");
             }
             (Request::Commit { head } | Request::Take { head, .. }, Response::Committed | Response::Handed { .. }) => {
                 let manifest = SignedManifest::trusted(head.manifest.clone()).expect("committed");

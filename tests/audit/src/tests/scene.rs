@@ -166,6 +166,18 @@ impl Signed {
         Change { table: 3, key: self.manifest.key.to_vec(), value: Some(value) }
     }
 
+    /// A request to ack a link of this time that replaces nobody. Nobody looks at its consents.
+    pub(super) fn handover(&self, index: u8, issued_at_ms: u64) -> Vec<u8> {
+        let writer = Writer::new().varint(1).varint(8).raw(&self.head()[1..]).raw(&[index]);
+        writer.varint(issued_at_ms).varint(0).varint(0).finish()
+    }
+
+    /// The same version, which its holders may renew for so long.
+    pub(super) fn renewable(self, renew_ms: u64) -> Self {
+        let renew_until_ms = self.manifest.issued_at_ms + renew_ms;
+        signed(Manifest { renew_until_ms, ..self.manifest }, self.shards)
+    }
+
     fn index_of(&self, machine: Machine) -> u8 {
         self.manifest.holders.iter().position(|holder| *holder == peer(machine)).expect("a holder") as u8
     }
