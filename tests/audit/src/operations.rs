@@ -2,9 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use persona_foreign::head::Version;
+
 use crate::{
     auditor::{Auditor, Begun, Committed, Operation, hex, host, mark, text},
-    book::ManifestId,
+    book::{ManifestId, same_members},
     codeword, decode,
     disk::Key,
     history::{GetOutcome, Id, Machine, Mode, PutOutcome},
@@ -197,13 +199,13 @@ impl Auditor {
     /// had ended committed before it began; puts that said `stale_until` count from then on by this machine's clock. I4: it returns
     /// nothing whose writer had not yet let go of it. I5: if it is labelled atomic, it returns no less than any get so labelled that had
     /// ended before it began. I6: in any mode it returns no less than what this machine had returned before it began, until that one's
-    /// life was over. I10: nothing whose life is over by this machine's clock, or that of its peers, allowance included. I3 to I5 hold while at most `f`
+    /// life was over. I10: nothing whose life is over by this machine's clock, or that of its peers, allowance included. I3 and I5 do not hold for what [`Self::is_apart`]. I3 to I5 hold while at most `f`
     /// holders of any set between are faulty, I3 and I5 while this machine's clock is right.
     fn fresh(&mut self, machine: Machine, key: &Key, id: ManifestId, mode: Mode, label: Mode, begun: &Begun) {
         let (node, known) = (&self.nodes[&machine], self.book.get(id));
         let (version, over_ms) = (known.version(), known.over_ms());
         let mut found: Vec<(&'static str, String)> = Vec::new();
-        let mut beyond = false;
+        let (mut beyond, mut apart) = (false, false);
         if label < mode.min(Mode::Regular) {
             found.push(("I3", format!("labelled {label:?} in mode {mode:?}")));
         }
@@ -212,7 +214,9 @@ impl Auditor {
         let atomic = begun.atomic.filter(|_| label == Mode::Atomic).map(|atomic| ("I5", atomic, "an atomic get had returned"));
         for (invariant, behind, why) in [regular, atomic].into_iter().flatten() {
             if version < behind && in_time {
-                if self.beyond_f(key, version, behind) {
+                if self.is_apart(key, id, &behind) {
+                    apart = true;
+                } else if self.beyond_f(key, version, behind) {
                     beyond = true;
                 } else {
                     found.push((invariant, format!("and {why} version {}", text(&behind))));
@@ -239,6 +243,9 @@ impl Auditor {
         if beyond {
             self.mark(mark::BEYOND_F);
         }
+        if apart {
+            self.mark(mark::BOUNDED_STALE);
+        }
         if let Some(node) = self.nodes.get_mut(&machine) {
             let floor = node.floors.entry(*key).or_insert((version, over_ms));
             if floor.0 < version {
@@ -250,6 +257,19 @@ impl Auditor {
         if let Some(section) = self.sections.get_mut(key).filter(|_| label == Mode::Atomic && in_time) {
             section.atomic = section.atomic.max(Some(version));
         }
+    }
+
+    /// Whether a version was written by a host that had been taken over, to holders of whom its successor had never heard: on the other side of
+    /// a cut. Then no put of it ended committed without saying until when it is in doubt, and whoever is led to those holders finds it until
+    /// its life is over.
+    fn is_apart(&self, key: &Key, id: ManifestId, behind: &Version) -> bool {
+        let known = self.book.get(id);
+        let Some(section) = self.sections.get(key).filter(|_| host(&known.version()) < host(behind)) else { return false };
+        let promised = section.committed.iter().any(|put| put.id == id && put.stale_until_ms.is_none());
+        let heard_of = |set: &[[u8; 32]]| known.sets().any(|own| same_members(own, set));
+        let successors = section.manifests.iter().filter(|(version, _)| host(version) >= host(behind)).flat_map(|(_, ids)| ids);
+        let mut named = successors.map(|id| &self.book.get(*id).manifest);
+        !promised && !named.any(|manifest| heard_of(&manifest.holders) || manifest.older.iter().any(|older| heard_of(&older.holders)))
     }
 
     /// Remembers what the verdict may have meant, for [`Self::one_verdict`].

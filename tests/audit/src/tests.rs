@@ -521,6 +521,25 @@ fn i9_and_i11_who_acks_a_link_has_its_shard_until_the_link_is_over() {
 }
 
 #[test]
+fn i3_what_a_host_wrote_apart_from_its_successor_may_be_read_until_it_expires() {
+    let apart = |told: bool, plain: bool| {
+        let mut scene = Scene::new();
+        let low = scene.manifest_by(1, 1, &HOLDERS);
+        let op = scene.put_begins(WRITER);
+        scene.prepare(WRITER, &low, &HOLDERS);
+        scene.commit(WRITER, &low, &HOLDERS);
+        scene.put_ends_until(op, &low, 2, (!plain).then(|| low.manifest.issued_at_ms + TTL_MS));
+        let high = scene.manifest_by(2, 1, &OTHERS);
+        scene.put_at(OTHER, &if told { high.with_older(&low) } else { high }, &OTHERS);
+        scene.get(READER, &low, Mode::Regular);
+        scene.broken()
+    };
+    assert_eq!(apart(false, false), [""; 0]);
+    assert!(apart(false, true).contains(&"I3"), "it had been promised");
+    assert!(apart(true, false).contains(&"I3"), "its holders had been heard of");
+}
+
+#[test]
 fn i12_no_lower_host_commits_after_a_higher_one() {
     let raced = |began_before: bool, stale: bool, liars: &[Machine]| {
         let mut scene = Scene::with_liars(liars);
