@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use persona_agent::{Birth, Card, Genesis, Identity, Index, PairState, Personality, Relationship, RootSecret};
 use persona_fragments::{CertifiedHead, Class, Fields, OwnerKey, SealContext, SectionKey, SignedManifest, Verifier, seal, wire};
-use persona_mesh_proto::{Freshness, Mode, Table, Write};
+use persona_mesh_proto::{Freshness, Mode, Now, Table, Write};
 use zeroize::Zeroizing;
 
 use crate::{
@@ -266,13 +266,19 @@ impl Node {
         let id = root.agent_id();
         let mut owner = Owner::new(root, keys.term, OwnerState::Live, &self.keys.owner_signer);
         let rows = self.messages.take_own_rows(&id);
-        let now_us = self.now.mono_us;
+        let Now { wall_ms, mono_us: now_us } = self.now;
         let open = |owner: &mut Owner, name: &str, class: Class| -> Result<Option<persona_fragments::Fields>, String> {
             let spec = self.config.classes.of(class);
             let mut owned = Owned::new(&id, &owner.root, name, class, spec.ttl.as_millis() as u64, spec.level);
             let Some(record) = rows.own.get(&owned.key) else { return Ok(None) };
             owned.restore(record.clone());
             owned.intent = rows.intents.get(&owned.key).cloned();
+            // An import to this node that came to nothing has counted its own versions here: how far those of this term had come is forgotten.
+            let intent = owned.intent.clone().and_then(|wire| SignedManifest::trusted(wire).ok()).map(|manifest| manifest.version);
+            let head = owned.head.as_ref().map(|head| head.manifest.version);
+            if head.into_iter().chain(intent).chain(owned.live.iter().map(|set| set.version)).any(|version| version.term > keys.term) {
+                owned.last_seq = owned.last_seq.max(wall_ms);
+            }
             let fields = match owned.content_version {
                 Some(content_version) if name != "card" => {
                     let context = SealContext { agent: id, section: owned.key, content_version };
