@@ -329,7 +329,12 @@ impl Auditor {
         let (lost, liars) = known.manifest.holders.iter().filter_map(|peer| self.node_of(peer)).fold((0, 0), |(lost, liars), node| {
             if node.correct { (lost + usize::from(node.lost_us.is_some()), liars) } else { (lost, liars + 1) }
         });
-        if liars > 0 && liars + lost > known.shape()[2] {
+        // Nor where more than `f` have lost what they knew of this version: until its owner's next one nobody can say.
+        let forgot = |peer: &&[u8; 32]| {
+            self.node_of(peer).is_some_and(|node| node.correct && node.lost_us.is_some_and(|lost_us| lost_us >= known.first_us))
+        };
+        let forgot = known.manifest.holders.iter().filter(forgot).count();
+        if liars > 0 && liars + lost > known.shape()[2] || forgot > known.shape()[2] {
             return self.mark(mark::BEYOND_F);
         }
         let have = known.manifest.holders.iter().filter(answers).count();
