@@ -1017,28 +1017,23 @@ impl Holder {
         out.extend(evidence.map(|evidence| HolderOut::Equivocation(Box::new(evidence))));
     }
 
-    /// Neither issued or renewed in the future nor expired, within the allowance.
+    /// Neither issued or renewed in the future nor expired, within the allowance, and of a class that this node's clock is good enough for.
     fn in_time(&self, head: &CertifiedHead, now: Now) -> Result<Life, Response> {
-        self.clock_serves(head.manifest.class)?;
-        if head.renewed_at_ms() > now.wall_ms.saturating_add(clock_allowance_ms(head.manifest.class)) {
-            return Err(refused(Refusal::FromTheFuture));
-        }
-        let life = Life::of_head(head, now.wall_ms, now);
-        if life.over(now) { Err(refused(Refusal::Expired)) } else { Ok(life) }
-    }
-
-    /// Whether this node's clock is good enough for a class.
-    fn clock_serves(&self, class: Class) -> Result<(), Response> {
-        if class == Class::Active && !self.clock_trusted { Err(refused(Refusal::ClockUnsynced)) } else { Ok(()) }
+        self.timely(head.manifest.class, head.renewed_at_ms(), Life::of_head(head, now.wall_ms, now), now)
     }
 
     /// The same of a manifest that need not be certified.
     fn manifest_in_time(&self, manifest: &SignedManifest, now: Now) -> Result<Life, Response> {
-        self.clock_serves(manifest.class)?;
-        if manifest.issued_at_ms > now.wall_ms.saturating_add(clock_allowance_ms(manifest.class)) {
+        self.timely(manifest.class, manifest.issued_at_ms, Life::of(manifest, now.wall_ms, now), now)
+    }
+
+    fn timely(&self, class: Class, issued_at_ms: u64, life: Life, now: Now) -> Result<Life, Response> {
+        if class == Class::Active && !self.clock_trusted {
+            return Err(refused(Refusal::ClockUnsynced));
+        }
+        if issued_at_ms > now.wall_ms.saturating_add(clock_allowance_ms(class)) {
             return Err(refused(Refusal::FromTheFuture));
         }
-        let life = Life::of(manifest, now.wall_ms, now);
         if life.over(now) { Err(refused(Refusal::Expired)) } else { Ok(life) }
     }
 
