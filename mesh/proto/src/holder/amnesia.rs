@@ -39,7 +39,7 @@ pub const RECOVERY_WAIT_MS: u64 = 10_000;
 const _: () = assert!(RECOVERY_WAIT_MS > PUT_MS_MAX && RECOVERY_WAIT_MS > GET_MS_MAX);
 
 /// A key is not tried again before so long after the last try.
-const PAUSE_US: u64 = 10_000_000;
+const PAUSE_US: u64 = 2_000_000;
 
 /// For how long a try counts as made: then what the owner issued after the loss is acked even where the try failed.
 const TRIED_US: u64 = 60_000_000;
