@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, process::ExitCode};
 
 use chacha20::ChaCha8Rng;
 use persona::passage::{Asked, Passage};
-use persona_fragments::{Ed25519Signer, PeerKey};
+use persona_fragments::{Ed25519Signer, PeerKey, wire::FRAME_BYTES_MAX};
 use persona_lies::{Handling, Liar, Lie, Story};
 use rand_core::SeedableRng as _;
 
@@ -35,16 +35,32 @@ impl Passage for Lying {
                 self.waiting.insert(inbound, (*from, frame.to_vec()));
                 Asked::Pass
             }
-            Handling::Answer(answer) => Asked::Answer(answer),
+            Handling::Answer(answer) if travels(&answer) => Asked::Answer(answer),
+            Handling::Answer(_) => Asked::Silence,
             Handling::Silence => Asked::Silence,
         }
     }
 
     fn answered(&mut self, inbound: u64, frame: Vec<u8>) -> Option<Vec<u8>> {
         match self.waiting.remove(&inbound) {
-            Some((to, asked)) => self.liar.rewrite(&to, &asked, frame),
+            Some((to, asked)) => self.liar.rewrite(&to, &asked, frame).filter(|frame| travels(frame)),
             None => Some(frame),
         }
+    }
+}
+
+/// Whether the node below would send it. A mangled answer may be empty or too long; the node would log that as a fault of its own.
+fn travels(frame: &[u8]) -> bool {
+    (1..=FRAME_BYTES_MAX).contains(&frame.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_handed_down_that_no_frame_can_be() {
+        assert!(!travels(&[]) && travels(&[0]) && travels(&vec![0; FRAME_BYTES_MAX]) && !travels(&vec![0; FRAME_BYTES_MAX + 1]));
     }
 }
 
