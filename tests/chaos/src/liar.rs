@@ -54,16 +54,6 @@ fn travels(frame: &[u8]) -> bool {
     (1..=FRAME_BYTES_MAX).contains(&frame.len())
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn nothing_is_handed_down_that_no_frame_can_be() {
-        assert!(!travels(&[]) && travels(&[0]) && travels(&vec![0; FRAME_BYTES_MAX]) && !travels(&vec![0; FRAME_BYTES_MAX + 1]));
-    }
-}
-
 fn main() -> ExitCode {
     let named = std::env::var(LIE_VARIABLE).unwrap_or_default();
     let lie: Lie = match named.parse() {
@@ -89,4 +79,14 @@ fn main() -> ExitCode {
         liar.begin();
         Lying { liar, waiting: BTreeMap::new() }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_handed_down_that_no_frame_can_be() {
+        assert!(!travels(&[]) && travels(&[0]) && travels(&[0; FRAME_BYTES_MAX]) && !travels(&[0; FRAME_BYTES_MAX + 1]));
+    }
 }
