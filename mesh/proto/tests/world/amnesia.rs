@@ -325,7 +325,7 @@ fn a_section_that_nobody_knows_is_asked_for_with_pauses_only() {
     world.lose_store(0);
     world.run_ms(RECOVERY_WAIT_MS);
     let recoveries = |world: &World| world.tasks.iter().filter(|task| matches!(task.machine, Machine::Recover(..))).count();
-    for _ in 0..100 {
+    for _ in 0..30 {
         assert_eq!(says(&mut world, 0, &ada), "recovering");
         world.run_ms(50);
     }
