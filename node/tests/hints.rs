@@ -144,7 +144,7 @@ fn wrong_usage_is_an_error_like_every_other_with_status_2() {
 }
 
 #[test]
-fn a_demo_that_cannot_be_is_refused_before_anything_starts() {
+fn a_demo_that_cannot_be_is_refused_within_a_second() {
     let scratch = tempfile::tempdir().unwrap();
     let (bad, missing) = (scratch.path().join("bad.json"), scratch.path().join("missing.json"));
     std::fs::write(&bad, "{\"name\": ").unwrap();
@@ -157,8 +157,7 @@ fn a_demo_that_cannot_be_is_refused_before_anything_starts() {
     for wish in wishes {
         let begun = Instant::now();
         let error = failure(&[&["demo"], wish.as_slice()].concat(), None, 1);
-        // Milliseconds alone; a demo takes more than this on a machine so busy that the refusal might.
-        assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
         assert_eq!(error["title"], "bad-request", "{error}");
     }
 }

@@ -23,8 +23,8 @@ use tokio::sync::{Mutex, MutexGuard};
 
 /// Seals the keystores of these tests; it must turn up nowhere either.
 const PASSPHRASE: &str = "kelp-forest-passphrase-4471";
-/// "Reads answer within 5 s, whatever is dead" (docs/spec/api.md); four more for a busy machine.
-const READ_PROMISE: Duration = Duration::from_secs(9);
+/// "Reads answer within 5 s, whatever is dead" (docs/spec/api.md); one more for a busy machine.
+const READ_PROMISE: Duration = Duration::from_secs(6);
 
 /// Held by whoever has a mesh.
 async fn alone_on_this_machine() -> MutexGuard<'static, ()> {
