@@ -239,9 +239,8 @@ async fn ten_nodes_that_know_one_address_find_each_other() {
             key.iter().zip(peer).map(|(a, b)| a ^ b).collect()
         };
         assert!(found.is_sorted_by_key(distance), "closest first");
-        let view = node.handle.view();
-        assert_eq!(view.kad_peers, 9);
-        assert_eq!(view.kad_protocol, "/persona/test/kad/1.0.0");
+        node.until_view("everybody in the table", |view| view.kad_peers == 9).await;
+        assert_eq!(node.handle.view().kad_protocol, "/persona/test/kad/1.0.0");
     }
 }
 
@@ -437,6 +436,8 @@ async fn quic_carries_what_tcp_carries_and_tcp_is_preferred() {
     let id = bob.request(quic.key(), vec![7; 300_000], LONG);
     quic.answer_backwards().await;
     assert_eq!(bob.response(id).await.map(|frame| frame.len()), Ok(300_000));
+    // What can be seen follows what happens a moment later.
+    bob.until_view("the peer it asked", |view| !view.peers.is_empty()).await;
     assert!(bob.handle.view().peers[0].address.ends_with("/quic-v1"));
 
     // Both addresses are given, QUIC first: TCP is dialed.
@@ -453,7 +454,6 @@ async fn quic_carries_what_tcp_carries_and_tcp_is_preferred() {
     let id = dave.request(bob.key(), vec![1, 2], LONG);
     bob.answer_backwards().await;
     assert_eq!(dave.response(id).await, Ok(vec![2, 1]));
-    // What can be seen follows what happens a moment later.
     dave.until_view("the one it asked", |view| view.peers.iter().any(|peer| peer.peer == bob.key())).await;
     let view = dave.handle.view();
     let bob = view.peers.iter().find(|peer| peer.peer == bob.key()).expect("connected");
