@@ -1037,14 +1037,15 @@ impl Holder {
         if life.over(now) { Err(refused(Refusal::Expired)) } else { Ok(life) }
     }
 
-    /// No fence of a higher host, and no certified version of one, stands here: durable or about to be.
+    /// No fence of a higher host, and no certified version of one, stands here: durable or about to be. The section's own head is the better
+    /// proof: it also leads a reader to what the higher host wrote.
     fn not_fenced(&self, key: &SectionKey, owner: &OwnerKey, version: &Version) -> Result<(), Response> {
         if mutants::on(Mutant::NoFence) {
             return Ok(());
         }
         let fence = self.fences.get(owner).map(|fence| &fence.head);
         let heads = self.sections.get(key).into_iter().flat_map(Section::heads).map(|head| &head.head);
-        match fence.into_iter().chain(heads).find(|head| host(&head.manifest.version) > host(version)) {
+        match heads.chain(fence).find(|head| host(&head.manifest.version) > host(version)) {
             Some(head) => Err(Response::Fenced { head: head.to_wire() }),
             None => Ok(()),
         }

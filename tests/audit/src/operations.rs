@@ -214,7 +214,7 @@ impl Auditor {
         let atomic = begun.atomic.filter(|_| label == Mode::Atomic).map(|atomic| ("I5", atomic, "an atomic get had returned"));
         for (invariant, behind, why) in [regular, atomic].into_iter().flatten() {
             if version < behind && in_time {
-                if self.is_apart(key, id, &behind) {
+                if self.is_apart(key, id, &behind, label) {
                     apart = true;
                 } else if self.beyond_f(key, version, behind) {
                     beyond = true;
@@ -259,15 +259,19 @@ impl Auditor {
         }
     }
 
-    /// Whether a version was written by a host that had been taken over, to holders of whom its successor had never heard: on the other side of
-    /// a cut. Then no put of it ended committed without saying until when it is in doubt, and whoever is led to those holders finds it until
-    /// its life is over.
-    fn is_apart(&self, key: &Key, id: ManifestId, behind: &Version) -> bool {
+    /// Whether a version was written by a host that had been taken over, to holders of whom no successor had heard up to the version that it is
+    /// behind: on the other side of a cut. Then no put of it ended committed without saying until when it is in doubt, and whoever is led to
+    /// those holders finds it until its life is over. What is labelled atomic was told to the older sets that it names, too: they must not
+    /// have heard of the successor either.
+    fn is_apart(&self, key: &Key, id: ManifestId, behind: &Version, label: Mode) -> bool {
         let known = self.book.get(id);
         let Some(section) = self.sections.get(key).filter(|_| host(&known.version()) < host(behind)) else { return false };
         let promised = section.committed.iter().any(|put| put.id == id && put.stale_until_ms.is_none());
-        let heard_of = |set: &[[u8; 32]]| known.sets().any(|own| same_members(own, set));
-        let successors = section.manifests.iter().filter(|(version, _)| host(version) >= host(behind)).flat_map(|(_, ids)| ids);
+        let older = known.manifest.older.iter().map(|set| &set.holders).filter(|_| label == Mode::Atomic);
+        let asked: Vec<_> = known.sets().chain(older).collect();
+        let heard_of = |set: &[[u8; 32]]| asked.iter().any(|own| same_members(own, set));
+        let after = |version: &Version| host(version) > host(&known.version()) && version <= behind;
+        let successors = section.manifests.iter().filter(|(version, _)| after(version)).flat_map(|(_, ids)| ids);
         let mut named = successors.map(|id| &self.book.get(*id).manifest);
         !promised && !named.any(|manifest| heard_of(&manifest.holders) || manifest.older.iter().any(|older| heard_of(&older.holders)))
     }

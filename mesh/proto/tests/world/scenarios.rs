@@ -275,6 +275,32 @@ fn a_takeover_fences_the_old_host_even_after_everybody_restarted() {
 }
 
 #[test]
+fn an_atomic_read_on_the_far_side_of_a_cut_is_led_to_who_took_over() {
+    let (mut world, mut old, set) = seven();
+    world.put(&mut old, &set, b"before the cut").expect("committed");
+    let apart: Vec<usize> = (7..14).collect();
+    set.iter().for_each(|node| world.crash(*node));
+    let receipt = world.put(&mut old, &apart, b"apart").expect("committed on the old host's side");
+    assert!(receipt.stale_until_ms.is_some(), "nobody of the other side heard of it");
+    world.run_ms(40_000); // and it no longer tries to tell them
+    set.iter().for_each(|node| world.restart(*node));
+    apart.iter().for_each(|node| world.crash(*node));
+    let mut card = old.also("card", Class::Core, 2, 9);
+    let fence = head_of(&world.put(&mut card, &set, b"card of term 2").expect("certified"));
+    let value = world.finish_get(GetTask { fence: Some(fence), ..world.get_task(&old, Mode::Atomic) }).expect("taken over");
+    assert_eq!(value.content, b"before the cut");
+    let mut new = old.also("notes", Class::Relationship, 2, 9);
+    new.older = vec![value.head.manifest.as_older_set()];
+    world.put(&mut new, &set, b"new host").expect("committed in the new term");
+    apart.iter().for_each(|node| world.restart(*node));
+    // The far side alone knows nothing of it: that is what `stale_until` says. Whoever has to ask the older set, too, is led on.
+    let far = GetTask { known: Some(head_of(&receipt)), candidates: Vec::new(), ..world.get_task(&old, Mode::Regular) };
+    assert_eq!(world.finish_get(far.clone()).expect("read").content, b"apart");
+    let value = world.finish_get(GetTask { mode: Mode::Atomic, ..far }).expect("read");
+    assert_eq!((value.content.as_slice(), value.fresh), (&b"new host"[..], Freshness::Atomic));
+}
+
+#[test]
 fn a_lower_host_never_commits_with_acks_from_before_the_fence() {
     let (mut world, mut old, set) = seven();
     world.put(&mut old, &set, b"one").expect("committed");
