@@ -333,7 +333,7 @@ pub struct World {
     /// Panics, spins, double answers: what no node may do.
     pub broken: Vec<String>,
     rng: ChaCha8Rng,
-    queue: BTreeMap<(u64, u64), Event>,
+    queue: BTreeMap<(u64, u64), Box<Event>>, // boxed: a tree moves what it keeps
     events: u64,
     notary: Arc<Notary>,
     config: Config,
@@ -359,7 +359,7 @@ fn config_of(plan: &Plan) -> Config {
     let mut config = Config { canary_s: plan.canary_s, ..Config::default() };
     let scale = |spec: &mut persona_fragments::ClassSpec| {
         // A life shorter than the allowance for clocks would only be a refresh every instant.
-        spec.ttl = (spec.ttl / plan.ttl_divisor).max(Duration::from_secs(6));
+        spec.ttl = (spec.ttl / plan.ttl_divisor).max(Duration::from_secs(12));
         spec.level = plan.level;
         if !plan.leases {
             spec.renew_for = Duration::ZERO;
@@ -472,7 +472,7 @@ impl World {
 
     fn schedule(&mut self, after_us: u64, event: Event) {
         self.events += 1;
-        self.queue.insert((self.now_us + after_us, self.events), event);
+        self.queue.insert((self.now_us + after_us, self.events), Box::new(event));
     }
 
     /// Puts `number` into [`Self::reminders`] after so many microseconds.
@@ -933,7 +933,7 @@ impl World {
             };
             self.now_us = entry.key().0;
             let event = entry.remove();
-            self.happen(event);
+            self.happen(*event);
         }
         true
     }
