@@ -125,16 +125,20 @@ pub enum PutError {
         acks: u8,
         /// `n - f`.
         need: u8,
+        /// Holders that said `Busy` to the end: they may have no place for it for as long as earlier versions are undecided there.
+        busy: Vec<PeerKey>,
     },
     /// It lacks those that lost their stores. They do not sign for what was issued before, so the same bytes will not do.
-    #[error("{recovering} holders lost their stores: {have} of {need} acked; put a new version")]
+    #[error("{} holders lost their stores: {have} of {need} acked; put a new version", recovering.len())]
     Recovering {
         /// Acks by then.
         have: u8,
         /// `n - f`.
         need: u8,
         /// Holders that cannot sign.
-        recovering: u8,
+        recovering: Vec<PeerKey>,
+        /// Holders that said `Busy` to the end.
+        busy: Vec<PeerKey>,
     },
     /// Certified, but too few holders confirmed that they know.
     #[error("certified, but only {have} of {need} holders confirmed it: the outcome is unknown, put the same bytes again")]
@@ -143,6 +147,10 @@ pub enum PutError {
         have: u8,
         /// `n - f`.
         need: u8,
+        /// Holders that cannot confirm anything: they lost their stores, and do not know yet what they had signed for.
+        recovering: Vec<PeerKey>,
+        /// Holders that said `Busy` to the end.
+        busy: Vec<PeerKey>,
         /// The certified head.
         head: Box<CertifiedHead>,
     },
@@ -223,8 +231,17 @@ struct Leg {
     /// Failures and silences in a row.
     failures: u8,
     with_shard: bool,
-    /// Its last word was that it lost its store.
-    recovering: bool,
+    /// Why it said "later" when it last did.
+    later: Option<Later>,
+}
+
+/// Why a holder wants to be asked later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Later {
+    /// It lost its store.
+    Recovering,
+    /// It has no place or no time.
+    Busy,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -237,7 +254,7 @@ enum LegState {
 
 impl Leg {
     fn new(peer: PeerKey, with_shard: bool, now: Now) -> Self {
-        Self { peer, state: LegState::Waiting, due_us: now.mono_us, sends: 0, failures: 0, with_shard, recovering: false }
+        Self { peer, state: LegState::Waiting, due_us: now.mono_us, sends: 0, failures: 0, with_shard, later: None }
     }
 
     fn waits(&self) -> bool {
@@ -330,7 +347,11 @@ impl Put {
         if self.phase == Phase::Over {
             return out;
         }
-        let recovering = matches!(reply, Reply::Answer(Response::Recovering));
+        let later = match &reply {
+            Reply::Answer(Response::Recovering) => Some(Later::Recovering),
+            Reply::Answer(Response::Busy) => Some(Later::Busy),
+            _ => None,
+        };
         let verdict = match reply {
             Reply::Unreachable => Verdict::Failure,
             Reply::Answer(response) => self.judge(round, &peer, response, verifier),
@@ -338,7 +359,7 @@ impl Put {
         let timing = self.timing.clone();
         let placing = matches!(self.phase, Phase::Placing { .. });
         let Some(leg) = self.leg(round, &peer).filter(|leg| leg.waits()) else { return out };
-        leg.recovering = recovering;
+        leg.later = later;
         match verdict {
             Verdict::Taken => leg.state = LegState::Done,
             Verdict::Confirmed(sets) => {
@@ -549,12 +570,14 @@ impl Put {
         let unreachable: Vec<PeerKey> = self.prepares.iter().filter(|leg| leg.waits() && leg.failures > 0).map(|leg| leg.peer).collect();
         let out_count = self.prepares.iter().filter(|leg| leg.state == LegState::Out).count();
         let refused = self.last_refusal.filter(|_| out_count > self.prepares.len() - usize::from(need));
-        let recovering = self.prepares.iter().filter(|leg| leg.recovering).count() as u8;
+        let (recovering, busy) = later(self.prepares.iter());
         let error = match refused {
             Some((by, reason)) => PutError::Refused { by, reason },
             None if possible < need => PutError::NotEnoughHolders { have: possible, need, unreachable },
-            None if recovering > 0 && have + recovering >= need => PutError::Recovering { have, need, recovering },
-            None => PutError::Timeout { acks: have, need },
+            None if !recovering.is_empty() && usize::from(have) + recovering.len() >= self.need() => {
+                PutError::Recovering { have, need, recovering, busy }
+            }
+            None => PutError::Timeout { acks: have, need, busy },
         };
         self.fail(error, out);
     }
@@ -575,7 +598,10 @@ impl Put {
             let out_count = self.task.manifest.holders.iter().filter(is_out).count();
             let hopeless = out_count > self.task.manifest.holders.len() - need;
             if hopeless || now.mono_us >= self.give_up_us() {
-                self.fail(PutError::Unconfirmed { have: have as u8, need: need as u8, head: Box::new(head) }, out);
+                let holds = |leg: &&Leg| self.task.manifest.holders.contains(&leg.peer);
+                let (recovering, busy) = later(self.commits.values().filter(holds));
+                let (have, need) = (have as u8, need as u8);
+                self.fail(PutError::Unconfirmed { have, need, recovering, busy, head: Box::new(head) }, out);
             }
             return;
         }
@@ -637,6 +663,14 @@ impl Put {
         self.tags.clear();
         self.task.shards.clear();
     }
+}
+
+/// Those whose last word was that they lost their stores, and those that said `Busy`.
+fn later<'a>(legs: impl Iterator<Item = &'a Leg>) -> (Vec<PeerKey>, Vec<PeerKey>) {
+    let waiting = legs.filter(|leg| leg.waits()).filter_map(|leg| Some((leg.later?, leg.peer)));
+    let (recovering, busy): (Vec<_>, Vec<_>) = waiting.partition(|(later, _)| *later == Later::Recovering);
+    let peers = |those: Vec<(Later, PeerKey)>| those.into_iter().map(|(_, peer)| peer).collect();
+    (peers(recovering), peers(busy))
 }
 
 enum Verdict {

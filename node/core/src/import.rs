@@ -273,10 +273,14 @@ impl Node {
             let Some(record) = rows.own.get(&owned.key) else { return Ok(None) };
             owned.restore(record.clone());
             owned.intent = rows.intents.get(&owned.key).cloned();
-            // An import to this node that came to nothing has counted its own versions here: how far those of this term had come is forgotten.
+            // An import to this node that came to nothing has counted its own versions here, and may have left nothing else: how far those of
+            // this term had come is known only if there is a version to show it.
             let intent = owned.intent.clone().and_then(|wire| SignedManifest::trusted(wire).ok()).map(|manifest| manifest.version);
             let head = owned.head.as_ref().map(|head| head.manifest.version);
-            if head.into_iter().chain(intent).chain(owned.live.iter().map(|set| set.version)).any(|version| version.term > keys.term) {
+            let mut last = head.into_iter().chain(intent).chain(owned.live.iter().map(|set| set.version));
+            if last.clone().any(|version| version.term > keys.term)
+                || !last.any(|version| (version.term, version.seq) == (keys.term, owned.last_seq))
+            {
                 owned.last_seq = owned.last_seq.max(wall_ms);
             }
             let fields = match owned.content_version {

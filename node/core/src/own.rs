@@ -17,6 +17,7 @@ use zeroize::Zeroizing;
 use crate::{
     missing::Missing,
     node::{OpId, OwnerSigner},
+    sections::AVOID_MS,
 };
 
 /// How far a writer jumps ahead when a version of its own turns out to be taken: farther than what the other one wrote meanwhile.
@@ -117,6 +118,10 @@ pub(crate) struct Owned {
     pub(crate) joined_meanwhile: bool,
     /// Attempts since the last commit.
     pub(crate) failures: u32,
+    /// The put on its way failed for want of holders that the next one does without.
+    pub(crate) gives_way: bool,
+    /// Those who wait have seen such a put fail.
+    pub(crate) tried_again: bool,
     /// Waiting for the put on its way.
     pub(crate) waiting: Vec<PutWaiter>,
     /// Waiting for a put of the changed content.
@@ -179,6 +184,8 @@ impl Owned {
             grow_from: None,
             joined_meanwhile: false,
             failures: 0,
+            gives_way: false,
+            tried_again: false,
             waiting: Vec::new(),
             waiting_next: Vec::new(),
             unlisted: false,
@@ -239,6 +246,11 @@ impl Owned {
         if let Some(manifest) = self.intent.take().and_then(|wire| SignedManifest::trusted(wire).ok()) {
             self.remember_set(&manifest);
         }
+    }
+
+    /// Does without these holders for a while, where there are others.
+    pub(crate) fn avoid(&mut self, holders: impl IntoIterator<Item = persona_fragments::PeerKey>, now_us: u64) {
+        self.avoid.extend(holders.into_iter().map(|peer| (peer, now_us + AVOID_MS * 1000)));
     }
 
     /// Whoever asked until now waits for this very put: it says the newest there is to say.

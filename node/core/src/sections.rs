@@ -57,7 +57,10 @@ const GROW_US: u64 = 3_000_000;
 const CANDIDATES_US: u64 = 10_000_000;
 
 /// How long a holder that did not answer is not chosen again.
-const AVOID_MS: u64 = 30_000;
+pub(crate) const AVOID_MS: u64 = 30_000;
+
+/// A version that was issued no longer ago was issued for the put that is on its way.
+const FRESH_MS: u64 = 15_000;
 
 /// The network of peers whose network nobody knows.
 const UNKNOWN_PREFIX: [u8; 8] = [0xff; 8];
@@ -623,6 +626,10 @@ impl Node {
         let Some(Op::Put(put)) = self.ops.get(&op) else { return };
         let (id, name) = (put.owner, put.name.clone());
         let what = self.label(&id, &name);
+        let fresh = match &put.stage {
+            PutStage::Running(running) => running.manifest().issued_at_ms + FRESH_MS > self.now.wall_ms,
+            PutStage::Lookup | PutStage::Intent(_) => false,
+        };
         let call_error = match error {
             PutError::Fenced { by } => {
                 self.fence_owner(&id, &by);
@@ -630,19 +637,30 @@ impl Node {
             }
             PutError::NotEnoughHolders { have, need, unreachable } => {
                 if let Some(owned) = self.owned(&id, &name) {
-                    owned.avoid.extend(unreachable.into_iter().map(|peer| (peer, now_us + AVOID_MS * 1000)));
+                    owned.avoid(unreachable, now_us);
                 }
                 CallError::NotEnoughHolders { what, have: have.into(), need: need.into() }
             }
-            PutError::Recovering { have, need, .. } => {
-                // They sign only for what was issued after their loss: the next attempt is a new version.
+            PutError::Recovering { have, need, recovering, busy } | PutError::Unconfirmed { have, need, recovering, busy, .. } => {
                 if let Some(owned) = self.owned(&id, &name) {
-                    owned.give_up_intent();
+                    owned.gives_way = !(recovering.is_empty() && busy.is_empty());
+                    if !recovering.is_empty() {
+                        // They sign only for what was issued after their loss, and may never be able to confirm the rest: the next attempt is
+                        // a new version. If this one was that already, what they remember or their clocks are in doubt.
+                        owned.give_up_intent();
+                    }
+                    owned.avoid(busy.into_iter().chain(recovering.into_iter().filter(|_| fresh)), now_us);
                 }
                 CallError::NotEnoughHolders { what, have: have.into(), need: need.into() }
             }
-            PutError::Timeout { acks, need } => CallError::NotEnoughHolders { what, have: acks.into(), need: need.into() },
-            PutError::Unconfirmed { have, need, .. } => CallError::NotEnoughHolders { what, have: have.into(), need: need.into() },
+            PutError::Timeout { acks, need, busy } => {
+                // To ask them again for the same may be in vain until all that is undecided there has expired.
+                if let Some(owned) = self.owned(&id, &name) {
+                    owned.gives_way = !busy.is_empty();
+                    owned.avoid(busy, now_us);
+                }
+                CallError::NotEnoughHolders { what, have: acks.into(), need: need.into() }
+            }
             PutError::Conflict { version, other } => {
                 let mine = match &put.stage {
                     PutStage::Running(running) => Some(running.manifest().clone()),
@@ -666,7 +684,7 @@ impl Node {
             }
             PutError::Refused { by, reason } => {
                 if let Some(owned) = self.owned(&id, &name) {
-                    owned.avoid.insert(by, now_us + AVOID_MS * 1000);
+                    owned.avoid([by], now_us);
                     match reason {
                         persona_mesh_proto::Refusal::Stale => owned.skip_versions(),
                         // Given up, by another host of this owner or before a crash of this one: the same bytes will not do.
@@ -700,6 +718,9 @@ impl Node {
         if result.is_err() {
             owned.candidates = None;
         }
+        // The next attempt is another one, so whoever waits waits for that too; but for no third.
+        let once_more = std::mem::take(&mut owned.gives_way) && !owned.tried_again;
+        owned.tried_again = once_more;
         let early = owned.replace_from.is_some() && !owned.is_waited_for() && !matches!(state, OwnerState::Fenced(_));
         match result {
             Ok(mut receipt) => {
@@ -783,7 +804,8 @@ impl Node {
                 owned.replace_from = None;
                 owned.failures += 1;
                 let pause_ms = (RETRY_MS << owned.failures.min(6)).min(RETRY_MAX_MS);
-                let again_at_once = owned.failures < ATTEMPTS_BEFORE_ERROR && matches!(error, CallError::NotEnoughHolders { .. });
+                let first = owned.failures < ATTEMPTS_BEFORE_ERROR || once_more;
+                let again_at_once = first && matches!(error, CallError::NotEnoughHolders { .. });
                 let fenced = matches!(state, OwnerState::Fenced(_));
                 let hopeless = matches!(error, CallError::LevelNotReached { .. } | CallError::TooLarge(_));
                 owned.due_us = match () {

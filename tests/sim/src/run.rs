@@ -15,7 +15,7 @@ use persona_audit::history::{GetOutcome, Mode as AuditMode, PutOutcome, What};
 use persona_core::{Answer, Call, CallError};
 use persona_fragments::{Class, OwnerKey, PeerKey, SectionKey, SignedManifest, wire};
 use persona_lies::{Liar, Story};
-use persona_mesh_proto::{Mode, Table};
+use persona_mesh_proto::{Mode, Table, holder::lost_store_mark};
 use serde::Serialize;
 use zeroize::Zeroizing;
 
@@ -100,7 +100,7 @@ struct Document {
     ttl_ms: u64,
     begun: u64,
     committed: u64,
-    /// Its last put waits behind undecided versions, so that what had committed may have expired meanwhile.
+    /// Its last put failed because of more faulty holders than are tolerated, so that what had committed may have expired meanwhile.
     stuck: bool,
 }
 
@@ -630,14 +630,16 @@ impl Run {
         }
     }
 
-    /// Whether a put of this owner that is not over has more liars among its holders than its shape tolerates: a mesh too small for its level
-    /// may tolerate none, and one of them is enough to let nothing commit.
-    fn liars_keep(&self, host: usize, owner: &OwnerKey) -> bool {
+    /// Whether a put of this owner that is not over has more holders that lie, or that lost their stores and may not sign for it yet, than its
+    /// shape tolerates: a mesh too small for its level may tolerate none, and one of them is enough to let nothing commit.
+    fn faulty_keep(&self, host: usize, owner: &OwnerKey) -> bool {
         let intents = self.world.hosts[host].disk.iter().filter(|((table, _), _)| *table == Table::Intent);
         let manifests = intents.filter_map(|(_, row)| SignedManifest::trusted(wire::decode(row).ok()?).ok());
-        let lies = |peer: &PeerKey| self.world.hosts.iter().any(|host| host.peer == *peer && host.liar.is_some());
+        let mark = lost_store_mark(0);
+        let lost = |disk: &Disk| disk.contains_key(&(mark.table, mark.key.clone()));
+        let faulty = |peer: &PeerKey| self.world.hosts.iter().any(|host| host.peer == *peer && (host.liar.is_some() || lost(&host.disk)));
         let mut kept = manifests.filter(|manifest| manifest.owner == *owner);
-        kept.any(|manifest| manifest.holders.iter().filter(|peer| lies(peer)).count() > usize::from(manifest.shape.f()))
+        kept.any(|manifest| manifest.holders.iter().filter(|peer| faulty(peer)).count() > usize::from(manifest.shape.f()))
     }
 
     // ---- answers ---------------------------------------------------------------------------------------------------------------
@@ -657,14 +659,9 @@ impl Run {
                 self.world.tell(What::PutEnds { op: call, outcome });
             }
             (Asked::Put { agent, document, must, .. }, Err(error)) => {
-                // Versions that can be neither completed nor given up keep a section from being written until they expire: known, said in
-                // docs/guarantees.md, and counted. The error is honest, and the put is tried again.
-                let undecided = matches!(error, CallError::NotEnoughHolders { .. });
-                self.agents[agent].documents[document].stuck |= undecided;
-                if must && self.liars_keep(host, &self.agents[agent].id) {
-                    *self.out.marks.entry("put kept up by more liars than f".into()).or_default() += 1;
-                } else if must && undecided {
-                    *self.out.marks.entry("stuck behind undecided versions".into()).or_default() += 1;
+                if must && self.faulty_keep(host, &self.agents[agent].id) {
+                    self.agents[agent].documents[document].stuck = true;
+                    *self.out.marks.entry("put kept up by more faulty holders than f".into()).or_default() += 1;
                 } else if must {
                     self.violation("I14", format!("agent {agent} cannot put its document {document} in calm weather: {error}"));
                 }

@@ -374,6 +374,23 @@ fn the_fourth_uncommitted_version_finds_the_holder_busy_but_not_for_a_higher_hos
 }
 
 #[test]
+fn a_put_names_the_holders_that_have_no_place_for_it() {
+    let (mut world, mut ada, set) = seven();
+    for content in [b"one", b"two", b"six"] {
+        crash_writer_after(&mut world, &mut ada, &set, &[0, 1, 2], content);
+    }
+    let crowded: Vec<PeerKey> = (0..3).map(|node| world.nodes[node].key).collect();
+    match world.put(&mut ada, &set, b"four") {
+        Err(PutError::Timeout { acks: 4, need: 5, busy }) => assert_eq!(busy, crowded),
+        other => panic!("{other:?}"),
+    }
+    // Without them it commits, and makes room for what follows.
+    let without: Vec<usize> = (3..10).collect();
+    world.put(&mut ada, &without, b"five").expect("committed");
+    world.put(&mut ada, &set, b"seven").expect("nobody is crowded any more");
+}
+
+#[test]
 fn a_second_manifest_of_one_version_is_a_conflict_with_its_evidence() {
     let (mut world, mut ada, set) = seven();
     let mut twin = ada.clone();
@@ -682,7 +699,7 @@ fn a_put_is_not_committed_until_a_quorum_confirmed_and_the_same_bytes_may_be_put
     }
     let task = ada.write(&world, &set, b"be kind");
     match world.finish_put(&mut ada, task.clone()) {
-        Err(PutError::Unconfirmed { have: 4, need: 5, head }) => assert_eq!(head.manifest.hash(), task.manifest.hash()),
+        Err(PutError::Unconfirmed { have: 4, need: 5, head, .. }) => assert_eq!(head.manifest.hash(), task.manifest.hash()),
         other => panic!("{other:?}"),
     }
     for node in 0..3 {
@@ -717,7 +734,10 @@ fn holders_that_are_recovering_count_in_no_quorum() {
         world.nodes[node].lie = Some(Lie::Recovering);
     }
     assert!(matches!(world.get(&ada, Mode::Regular), Err(GetError::QuorumUnreachable { have: 4, need: 5, .. })));
-    assert!(matches!(world.put(&mut ada, &set, b"two"), Err(PutError::Recovering { have: 4, need: 5, recovering: 3 })));
+    match world.put(&mut ada, &set, b"two") {
+        Err(PutError::Recovering { have: 4, need: 5, recovering, .. }) => assert_eq!(recovering.len(), 3),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]
