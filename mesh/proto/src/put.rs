@@ -115,7 +115,7 @@ pub enum PutError {
         have: u8,
         /// `n - f`.
         need: u8,
-        /// Those that did not answer.
+        /// Those that did not answer, or not with an ack.
         unreachable: Vec<PeerKey>,
     },
     /// Round 1 took too long.
@@ -125,8 +125,9 @@ pub enum PutError {
         acks: u8,
         /// `n - f`.
         need: u8,
-        /// Holders that said `Busy` to the end: they may have no place for it for as long as earlier versions are undecided there.
-        busy: Vec<PeerKey>,
+        /// Holders that said `Busy` to the end (they may have no place for it for as long as earlier versions are undecided there), that
+        /// refused, or whose answers are wrong.
+        unwilling: Vec<PeerKey>,
     },
     /// It lacks those that lost their stores. They do not sign for what was issued before, so the same bytes will not do.
     #[error("{} holders lost their stores: {have} of {need} acked; put a new version", recovering.len())]
@@ -137,8 +138,8 @@ pub enum PutError {
         need: u8,
         /// Holders that cannot sign.
         recovering: Vec<PeerKey>,
-        /// Holders that said `Busy` to the end.
-        busy: Vec<PeerKey>,
+        /// Holders that said `Busy` to the end, that refused, or whose answers are wrong.
+        unwilling: Vec<PeerKey>,
     },
     /// Certified, but too few holders confirmed that they know.
     #[error("certified, but only {have} of {need} holders confirmed it: the outcome is unknown, put the same bytes again")]
@@ -149,8 +150,8 @@ pub enum PutError {
         need: u8,
         /// Holders that cannot confirm anything: they lost their stores, and do not know yet what they had signed for.
         recovering: Vec<PeerKey>,
-        /// Holders that said `Busy` to the end.
-        busy: Vec<PeerKey>,
+        /// Holders that said `Busy` to the end, that refused, or whose answers are wrong.
+        unwilling: Vec<PeerKey>,
         /// The certified head.
         head: Box<CertifiedHead>,
     },
@@ -567,17 +568,18 @@ impl Put {
         if possible >= need && !late {
             return;
         }
-        let unreachable: Vec<PeerKey> = self.prepares.iter().filter(|leg| leg.waits() && leg.failures > 0).map(|leg| leg.peer).collect();
+        let fails = |leg: &&Leg| leg.state == LegState::Out || leg.waits() && leg.failures > 0;
+        let unreachable: Vec<PeerKey> = self.prepares.iter().filter(fails).map(|leg| leg.peer).collect();
         let out_count = self.prepares.iter().filter(|leg| leg.state == LegState::Out).count();
         let refused = self.last_refusal.filter(|_| out_count > self.prepares.len() - usize::from(need));
-        let (recovering, busy) = later(self.prepares.iter());
+        let (recovering, unwilling) = without(self.prepares.iter());
         let error = match refused {
             Some((by, reason)) => PutError::Refused { by, reason },
             None if possible < need => PutError::NotEnoughHolders { have: possible, need, unreachable },
             None if !recovering.is_empty() && usize::from(have) + recovering.len() >= self.need() => {
-                PutError::Recovering { have, need, recovering, busy }
+                PutError::Recovering { have, need, recovering, unwilling }
             }
-            None => PutError::Timeout { acks: have, need, busy },
+            None => PutError::Timeout { acks: have, need, unwilling },
         };
         self.fail(error, out);
     }
@@ -599,9 +601,9 @@ impl Put {
             let hopeless = out_count > self.task.manifest.holders.len() - need;
             if hopeless || now.mono_us >= self.give_up_us() {
                 let holds = |leg: &&Leg| self.task.manifest.holders.contains(&leg.peer);
-                let (recovering, busy) = later(self.commits.values().filter(holds));
+                let (recovering, unwilling) = without(self.commits.values().filter(holds));
                 let (have, need) = (have as u8, need as u8);
-                self.fail(PutError::Unconfirmed { have, need, recovering, busy, head: Box::new(head) }, out);
+                self.fail(PutError::Unconfirmed { have, need, recovering, unwilling, head: Box::new(head) }, out);
             }
             return;
         }
@@ -665,12 +667,18 @@ impl Put {
     }
 }
 
-/// Those whose last word was that they lost their stores, and those that said `Busy`.
-fn later<'a>(legs: impl Iterator<Item = &'a Leg>) -> (Vec<PeerKey>, Vec<PeerKey>) {
-    let waiting = legs.filter(|leg| leg.waits()).filter_map(|leg| Some((leg.later?, leg.peer)));
-    let (recovering, busy): (Vec<_>, Vec<_>) = waiting.partition(|(later, _)| *later == Later::Recovering);
-    let peers = |those: Vec<(Later, PeerKey)>| those.into_iter().map(|(_, peer)| peer).collect();
-    (peers(recovering), peers(busy))
+/// Those that the next attempt does better without: whose last word was that they lost their stores, and those that will not have it or whose
+/// answers are wrong.
+fn without<'a>(legs: impl Iterator<Item = &'a Leg>) -> (Vec<PeerKey>, Vec<PeerKey>) {
+    let (mut recovering, mut unwilling) = (Vec::new(), Vec::new());
+    for leg in legs {
+        match (leg.state, leg.later) {
+            (LegState::Waiting, Some(Later::Recovering)) => recovering.push(leg.peer),
+            (LegState::Waiting, Some(Later::Busy)) | (LegState::Out, _) => unwilling.push(leg.peer),
+            (LegState::Waiting, None) | (LegState::Done, _) => {}
+        }
+    }
+    (recovering, unwilling)
 }
 
 enum Verdict {

@@ -637,27 +637,29 @@ impl Node {
             }
             PutError::NotEnoughHolders { have, need, unreachable } => {
                 if let Some(owned) = self.owned(&id, &name) {
+                    owned.gives_way = !unreachable.is_empty();
                     owned.avoid(unreachable, now_us);
                 }
                 CallError::NotEnoughHolders { what, have: have.into(), need: need.into() }
             }
-            PutError::Recovering { have, need, recovering, busy } | PutError::Unconfirmed { have, need, recovering, busy, .. } => {
+            PutError::Recovering { have, need, recovering, unwilling }
+            | PutError::Unconfirmed { have, need, recovering, unwilling, .. } => {
                 if let Some(owned) = self.owned(&id, &name) {
-                    owned.gives_way = !(recovering.is_empty() && busy.is_empty());
+                    owned.gives_way = !(recovering.is_empty() && unwilling.is_empty());
                     if !recovering.is_empty() {
                         // They sign only for what was issued after their loss, and may never be able to confirm the rest: the next attempt is
                         // a new version. If this one was that already, what they remember or their clocks are in doubt.
                         owned.give_up_intent();
                     }
-                    owned.avoid(busy.into_iter().chain(recovering.into_iter().filter(|_| fresh)), now_us);
+                    owned.avoid(unwilling.into_iter().chain(recovering.into_iter().filter(|_| fresh)), now_us);
                 }
                 CallError::NotEnoughHolders { what, have: have.into(), need: need.into() }
             }
-            PutError::Timeout { acks, need, busy } => {
+            PutError::Timeout { acks, need, unwilling } => {
                 // To ask them again for the same may be in vain until all that is undecided there has expired.
                 if let Some(owned) = self.owned(&id, &name) {
-                    owned.gives_way = !busy.is_empty();
-                    owned.avoid(busy, now_us);
+                    owned.gives_way = !unwilling.is_empty();
+                    owned.avoid(unwilling, now_us);
                 }
                 CallError::NotEnoughHolders { what, have: acks.into(), need: need.into() }
             }

@@ -381,7 +381,7 @@ fn a_put_names_the_holders_that_have_no_place_for_it() {
     }
     let crowded: Vec<PeerKey> = (0..3).map(|node| world.nodes[node].key).collect();
     match world.put(&mut ada, &set, b"four") {
-        Err(PutError::Timeout { acks: 4, need: 5, busy }) => assert_eq!(busy, crowded),
+        Err(PutError::Timeout { acks: 4, need: 5, unwilling }) => assert_eq!(unwilling, crowded),
         other => panic!("{other:?}"),
     }
     // Without them it commits, and makes room for what follows.
