@@ -20,6 +20,11 @@ pub const DECODE_LIMIT_BYTES: usize = 8 << 20;
 /// A frame is never longer than this, whatever it carries.
 pub const FRAME_BYTES_MAX: usize = 2 << 20;
 
+/// Whether bytes can be sent as one frame: none is empty, and none is longer than [`FRAME_BYTES_MAX`].
+pub fn fits_frame(bytes: &[u8]) -> bool {
+    (1..=FRAME_BYTES_MAX).contains(&bytes.len())
+}
+
 const _: () = assert!(crate::CONTENT_BYTES_MAX + (64 << 10) <= FRAME_BYTES_MAX);
 const _: () = assert!(FRAME_BYTES_MAX * 4 <= DECODE_LIMIT_BYTES);
 
@@ -99,6 +104,12 @@ mod tests {
     use super::*;
 
     /// docs/spec/wire.md#encoding, line by line.
+    #[test]
+    fn a_frame_has_a_byte_at_least_and_two_megabytes_at_most() {
+        let fits = [0, 1, FRAME_BYTES_MAX, FRAME_BYTES_MAX + 1].map(|bytes| fits_frame(&vec![0; bytes]));
+        assert_eq!(fits, [false, true, true, false]);
+    }
+
     #[test]
     fn every_kind_of_value_has_the_bytes_of_the_specification() {
         #[derive(Debug, PartialEq, Encode, Decode)]

@@ -16,7 +16,7 @@ use std::{
 
 use futures::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use libp2p::{StreamProtocol, request_response};
-use persona_fragments::wire::FRAME_BYTES_MAX;
+use persona_fragments::wire::{FRAME_BYTES_MAX, fits_frame};
 
 use crate::counters::Counters;
 
@@ -35,11 +35,6 @@ impl Frame {
     pub(crate) fn to_send(bytes: Vec<u8>) -> Self {
         Self { bytes, share: None }
     }
-}
-
-/// Whether a frame can be sent at all.
-pub(crate) fn fits(frame: &[u8]) -> bool {
-    (1..=FRAME_BYTES_MAX).contains(&frame.len())
 }
 
 /// So many bytes may be in memory at a time. When they are, the next step of any frame fails, and with it the frame.
@@ -122,7 +117,7 @@ impl FrameCodec {
     }
 
     async fn write(&self, io: &mut (impl AsyncWrite + Unpin + Send), frame: Frame) -> io::Result<()> {
-        assert!(fits(&frame.bytes), "frames that do not fit are refused before they come here");
+        assert!(fits_frame(&frame.bytes), "frames that do not fit are refused before they come here");
         let length = u32::try_from(frame.bytes.len()).expect("a frame is shorter than 4 GiB");
         io.write_all(&length.to_be_bytes()).await?;
         io.write_all(&frame.bytes).await?;

@@ -23,7 +23,7 @@ use libp2p::{
     },
 };
 use parking_lot::Mutex;
-use persona_fragments::PeerKey;
+use persona_fragments::{PeerKey, wire};
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep_until, timeout},
@@ -323,7 +323,7 @@ impl Driver {
         if self.is_taken(id) {
             return;
         }
-        if !codec::fits(&frame) {
+        if !wire::fits_frame(&frame) {
             return self.fail_request(id, RequestFailure::Closed);
         }
         if peer == *self.swarm.local_peer_id() {
@@ -412,8 +412,11 @@ impl Driver {
     fn respond(&mut self, inbound: u64, frame: Vec<u8>) {
         let Some(Inbound { id, channel, _share }) = self.inbound.remove(&inbound) else { return self.counters.inbound_answers_late.add() };
         self.inbound_ids.remove(&id);
-        if !codec::fits(&frame) {
-            tracing::error!(bytes = frame.len(), "an answer does not fit into a frame and is not sent");
+        if !wire::fits_frame(&frame) {
+            tracing::error!(
+                bytes = frame.len(),
+                "an answer of no bytes, or of more than fit into a frame, is not sent: a bug, please report it"
+            );
             return self.counters.inbound_dropped.add();
         }
         if self.swarm.behaviour_mut().fragment.send_response(channel, Frame::to_send(frame)).is_err() {
