@@ -88,26 +88,26 @@ impl Certificate {
     /// The certificate of `manifest` from acks that were verified one by one as they came, by holder index: the first `n - f` of them.
     /// `None` while there are fewer. An index that is no holder's does not count.
     pub fn assemble(manifest: &SignedManifest, acks: &BTreeMap<u8, Ack>) -> Option<Self> {
-        quorum_of(manifest, acks).map(|acks| Self { acks })
+        quorum_of(manifest, acks, manifest.shape.quorum()).map(|acks| Self { acks })
     }
 
     /// Checks that `n - f` distinct holders of `manifest` signed for it.
     pub fn verify(&self, manifest: &SignedManifest, verifier: &dyn Verifier) -> Result<(), CertificateError> {
-        verify_quorum(manifest, &self.acks, |index| manifest.ack_leaf(index), verifier)
+        verify_quorum(manifest, &self.acks, manifest.shape.quorum(), |index| manifest.ack_leaf(index), verifier)
     }
 }
 
-/// The first `n - f` of the acks, each of them its holder's; `None` while there are fewer.
-fn quorum_of(manifest: &SignedManifest, acks: &BTreeMap<u8, Ack>) -> Option<Vec<Ack>> {
-    let need = usize::from(manifest.shape.quorum());
+/// The first `need` of the acks, each of them its holder's; `None` while there are fewer.
+fn quorum_of(manifest: &SignedManifest, acks: &BTreeMap<u8, Ack>, need: u8) -> Option<Vec<Ack>> {
+    let need = usize::from(need);
     let held = acks.iter().filter(|(index, ack)| **index == ack.index && **index < manifest.shape.n());
     let acks: Vec<Ack> = held.map(|(_, ack)| ack.clone()).take(need).collect();
     (acks.len() == need).then_some(acks)
 }
 
 /// What needs no key: how many acks, whose, and in what order.
-fn check_quorum(manifest: &SignedManifest, acks: &[Ack]) -> Result<(), CertificateError> {
-    let (have, need) = (acks.len(), usize::from(manifest.shape.quorum()));
+fn check_quorum(manifest: &SignedManifest, acks: &[Ack], need: u8) -> Result<(), CertificateError> {
+    let (have, need) = (acks.len(), usize::from(need));
     if have < need || have > usize::from(manifest.shape.n()) {
         return Err(CertificateError::Acks { have, need });
     }
@@ -120,14 +120,15 @@ fn check_quorum(manifest: &SignedManifest, acks: &[Ack]) -> Result<(), Certifica
     Ok(())
 }
 
-/// Whether `n - f` distinct holders of `manifest` signed `leaf`, each its own.
+/// Whether `need` distinct holders of `manifest` signed `leaf`, each its own.
 fn verify_quorum(
     manifest: &SignedManifest,
     acks: &[Ack],
+    need: u8,
     leaf: impl Fn(u8) -> AckLeaf,
     verifier: &dyn Verifier,
 ) -> Result<(), CertificateError> {
-    check_quorum(manifest, acks)?;
+    check_quorum(manifest, acks, need)?;
     let forged = acks.iter().find(|ack| !ack.verify(&leaf(ack.index), &manifest.holders[usize::from(ack.index)], verifier));
     forged.map_or(Ok(()), |ack| Err(CertificateError::Ack { index: ack.index }))
 }
@@ -137,7 +138,7 @@ fn verify_quorum(
 pub struct AbortedVersion {
     /// The manifest.
     pub manifest: SignedManifest,
-    /// `n - f` of its holders' promises never to ack the version, in the order of their indices.
+    /// `2f + 1` of its holders' promises never to ack the version, in the order of their indices.
     pub nevers: Vec<Ack>,
 }
 
@@ -152,9 +153,9 @@ pub struct AbortWire {
 
 impl AbortedVersion {
     /// The abort certificate of `manifest` from promises that were verified one by one as they came, by holder index. `None` while there are
-    /// fewer than `n - f`.
+    /// fewer than `2f + 1`.
     pub fn assemble(manifest: &SignedManifest, nevers: &BTreeMap<u8, Ack>) -> Option<Self> {
-        quorum_of(manifest, nevers).map(|nevers| Self { manifest: manifest.clone(), nevers })
+        quorum_of(manifest, nevers, manifest.shape.abort_quorum()).map(|nevers| Self { manifest: manifest.clone(), nevers })
     }
 
     /// As a file.
@@ -175,7 +176,7 @@ impl AbortedVersion {
     /// Verifies everything: the owner's signature and every promise.
     pub fn verify(wire: AbortWire, verifier: &dyn Verifier) -> Result<Self, CertificateError> {
         let manifest = SignedManifest::verify(wire.manifest, verifier)?;
-        verify_quorum(&manifest, &wire.nevers, |index| manifest.never_leaf(index), verifier)?;
+        verify_quorum(&manifest, &wire.nevers, manifest.shape.abort_quorum(), |index| manifest.never_leaf(index), verifier)?;
         Ok(Self { manifest, nevers: wire.nevers })
     }
 }
@@ -365,7 +366,7 @@ impl CertifiedHead {
     pub fn trusted(wire: HeadWire) -> Result<Self, CertificateError> {
         let HeadWire { manifest, certificate, handover } = wire;
         let manifest = SignedManifest::trusted(manifest)?;
-        check_quorum(&manifest, &certificate.acks)?;
+        check_quorum(&manifest, &certificate.acks, manifest.shape.quorum())?;
         let lease = handover.map(|frame| Lease::trusted(&frame, &manifest)).transpose()?;
         Ok(Self { manifest, certificate, lease })
     }

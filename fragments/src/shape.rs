@@ -82,6 +82,12 @@ impl Shape {
         self.n - self.f - u8::from(self.f > 0 && mutants::on(Mutant::SmallQuorum))
     }
 
+    /// `2f + 1`: promises never to ack a version that rule out its certificate. Of as many holders and of any `n - f` more than `f` are in both,
+    /// so a correct one, and it does not do both.
+    pub const fn abort_quorum(&self) -> u8 {
+        2 * self.f + 1
+    }
+
     /// The level that `placed` stored shards give now: one more than the holders that may be lost. 0: not reconstructible.
     pub const fn level_at(&self, placed: u8) -> u8 {
         placed.saturating_add(1).saturating_sub(self.k)

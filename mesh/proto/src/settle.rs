@@ -1,6 +1,6 @@
 //! One version of unknown outcome, settled: is it durable, or will it never be? (docs/spec/quorum.md#a-version-that-is-given-up)
 //!
-//! Every holder is asked to promise never to ack it. Who has acked it says so instead. `n - f` promises prove that it never committed;
+//! Every holder is asked to promise never to ack it. Who has acked it says so instead. `2f + 1` promises prove that it never committed;
 //! `n - f` acks prove that it is durable. Each holder gives the one or the other, so both cannot be while at most `f` lie.
 
 use std::collections::BTreeMap;
@@ -231,9 +231,10 @@ impl Settle {
         if let Some(aborted) = AbortedVersion::assemble(manifest, &self.nevers) {
             return self.finish(Settled::Aborted(Box::new(aborted)), now, out);
         }
-        let (need, n) = (usize::from(manifest.shape.quorum()), manifest.shape.n());
+        let (commits, aborts) = (usize::from(manifest.shape.quorum()), usize::from(manifest.shape.abort_quorum()));
+        let n = manifest.shape.n();
         let silent = self.silent.values().filter(|silent| **silent).count();
-        let hopeless = self.acks.len() + silent < need && self.nevers.len() + silent < need;
+        let hopeless = self.acks.len() + silent < commits && self.nevers.len() + silent < aborts;
         if hopeless || now.mono_us >= self.end_us() {
             let (acks, nevers) = (self.acks.len() as u8, self.nevers.len() as u8);
             self.finish(Settled::Undecided { acks, nevers, n }, now, out);

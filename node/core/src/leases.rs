@@ -9,8 +9,9 @@ use crate::{
     reads::{GetPurpose, Wanted},
 };
 
-/// A silent peer is given up after so long.
-const PROBE_US: u64 = 3_500_000;
+/// A silent peer is given up after so long. Whoever leads is no less patient (`SILENT_US` of `mesh/proto/src/lease.rs`): one that it takes for
+/// gone, and the others for slow, would keep every link from being agreed on.
+const PROBE_US: u64 = 1_900_000;
 
 /// One renewal on its way.
 pub(crate) struct RenewalOp {

@@ -96,7 +96,7 @@ pub(crate) enum GetPurpose {
     /// The state of a section, for a call; the call fails if the read does.
     Analyze { call: u64, must_read: bool },
     /// Versions of this node's own of unknown outcome: whichever the holders have acked enough is completed by reading.
-    Complete,
+    Complete { agent: OwnerKey, name: String },
     /// A certified head, for a call.
     Certificate { call: u64 },
     /// A section as it is stored, for a call.
@@ -441,7 +441,10 @@ impl Node {
                 Ok(got) => self.begin_survey(call, got.value.head),
                 Err(error) => self.reply(call, Err(error)),
             },
-            GetPurpose::Complete => {}
+            GetPurpose::Complete { agent, name } => {
+                let seen = result.map(|got| got.value.prepared_seen).unwrap_or_default();
+                self.settle_undecided(&agent, &name, seen);
+            }
             GetPurpose::Certificate { call } => {
                 let answer = result.map(|got| {
                     let head = got.value.head;

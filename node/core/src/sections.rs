@@ -815,28 +815,45 @@ impl Node {
                     () if again_at_once => Some(now.mono_us),
                     () => Some(now.mono_us + pause_ms * 1000),
                 };
-                if again_at_once && !fenced {
-                    let waiting = std::mem::take(&mut owned.waiting);
-                    owned.waiting_next.splice(0..0, waiting);
-                    self.ops.remove(&op);
-                    return;
-                }
                 let waiting = std::mem::take(&mut owned.waiting);
+                let (told, waits) = if again_at_once && !fenced { (Vec::new(), waiting) } else { (waiting, Vec::new()) };
+                owned.waiting_next.splice(0..0, waits);
                 let completes = (!fenced && owned.has_undecided(now.wall_ms)).then_some(owned.key);
                 self.ops.remove(&op);
-                self.count("puts_failed");
                 // Holders that are busy with earlier versions may have acked one of these often enough meanwhile: a get finds that, and says so.
+                // What it finds undecided is settled now, if it could not be when it gave way.
                 if let Some(key) = completes.filter(|_| self.ops.len() < OPS_MAX) {
                     let label = self.label(&id, &name);
                     let wanted = Wanted { key, owner: Some(id), label, mode: Mode::Regular, fence: None, want_content: true };
-                    self.begin_get(wanted, GetPurpose::Complete);
+                    self.begin_get(wanted, GetPurpose::Complete { agent: id, name: name.clone() });
                 }
+                if again_at_once && !fenced {
+                    return;
+                }
+                self.count("puts_failed");
                 if hopeless && !fenced {
                     self.refuse_change(&id, &name);
                 }
-                for waiter in waiting {
+                for waiter in told {
                     self.tell_put(&id, &name, waiter, Err(error.clone()));
                 }
+            }
+        }
+    }
+
+    /// Settles the earlier versions of this very host that its holders have acked and nobody has decided.
+    pub(crate) fn settle_undecided(&mut self, id: &OwnerKey, name: &str, seen: Vec<SignedManifest>) {
+        let device = self.me.device();
+        let Some(owner) = self.owners.get(id).filter(|owner| owner.writes()) else { return };
+        let Some(owned) = owner.sections.get(name) else { return };
+        // What is about to be put, and what goes out now, is not given up.
+        let next = owned.intent.clone().and_then(|wire| SignedManifest::trusted(wire).ok()).map(|manifest| manifest.version.seq);
+        let next = next.unwrap_or(owned.last_seq + 1);
+        let earlier = |version: &Version| (version.term, version.device) == (owner.term, device) && version.seq < next;
+        let undecided: Vec<SignedManifest> = seen.into_iter().filter(|manifest| earlier(&manifest.version)).collect();
+        for manifest in undecided {
+            if self.may_be_settled(&manifest) {
+                self.begin_settle(id, manifest, SettlePurpose::GiveUp);
             }
         }
     }

@@ -414,11 +414,21 @@ impl Auditor {
     }
 
     /// The same for what a reader returns. One whose clock is off may go by the median of its peers' clocks, which is within the allowance, or not
-    /// yet know it: then both must say so.
+    /// yet know it: then both must say so. Where half of those that it can ask lie, so may their median, and nothing is promised.
     pub(crate) fn is_over_for_reader(&self, node: &Node, known: &Known) -> bool {
+        if self.is_misled(node) {
+            return false;
+        }
         let ideal_ms = (self.ideal_ms() as u64).saturating_sub(LATE_MS);
         let by_its_peers = ideal_ms > known.over_ms() + known.allowance_ms();
         self.is_over(node, known) && (node.ahead_ms.unsigned_abs() <= MESH_TIME_FROM_MS || by_its_peers)
+    }
+
+    /// Whether half of the machines whose clocks this one can ask may lie, and so may their median.
+    pub(crate) fn is_misled(&self, node: &Node) -> bool {
+        let others = self.nodes.values().filter(|other| other.up && other.peer != node.peer);
+        let (liars, asked) = others.fold((0, 0), |(liars, asked), other| (liars + usize::from(!other.correct), asked + 1));
+        liars > 0 && liars * 2 >= asked
     }
 
     /// Whether a machine's clock is, or since then was, so far off that another one within the assumption may differ by more than the

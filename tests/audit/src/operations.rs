@@ -43,7 +43,7 @@ impl Auditor {
 
     /// I16: a put is called committed only if `n - f` acks of it that verify were heard by the machine that put it, and `n - f` of its
     /// holders were heard to confirm the certificate, and so were `m - (m-1)/3` of each older set of `m` in its manifest that has not
-    /// expired, unless `stale_until` says so; and the level is no higher than the acks give. (What a machine says to itself does not
+    /// expired, unless `stale_until` says so or liars may have told it another time; and the level is no higher than the acks give. (What a machine says to itself does not
     /// travel: for its own place its disk is looked at.)
     fn put_committed(&mut self, machine: Machine, key: &Key, version: &str, level: u8, stale_until_ms: Option<u64>) {
         let name = format!("version {version} of section {}", hex(&key[..4]));
@@ -64,7 +64,8 @@ impl Auditor {
             found.push(format!("at level {level}, and {acks} acks do not give it"));
         }
         let live_after_ms = self.late_ms(&self.nodes[&machine]).max(self.wall_ms(&self.nodes[&machine]));
-        for older in &known.manifest.older {
+        let asked_in_time = !self.is_misled(&self.nodes[&machine]);
+        for older in known.manifest.older.iter().filter(|_| asked_in_time) {
             let until_ms = older.expires_at_ms.max(older.renew_until_ms) + known.allowance_ms();
             let need = older.holders.len() - (older.holders.len() - 1) / 3;
             let confirmed = older.holders.iter().filter(|peer| self.confirmed_by(machine, id, peer)).count();

@@ -27,6 +27,9 @@ const HOSTS_MAX: usize = 4;
 /// The part of a grace by which a machine's monotonic clock may run fast: 1 %.
 const DRIFT_PART: u64 = 100;
 
+/// By this part of a life a clock may drift: twice the 500 millionths that are assumed.
+const CLOCK_DRIFT_PART: u64 = 1000;
+
 impl Auditor {
     /// I17, and whatever its tables show: see the functions below.
     pub(crate) fn durable(&mut self, machine: Machine, writes: &[Change]) {
@@ -141,9 +144,10 @@ impl Auditor {
                 let linked = node.disk.heads.get(&key).filter(|head| head.holds && self.book.get(head.id).hash == known.hash);
                 let (over_ms, since_us) =
                     linked.map_or((known.own_over_ms(), *durable_us), |head| (head.over_ms, head.at_us.max(*durable_us)));
-                let over = late_ms >= over_ms;
+                let over = late_ms >= over_ms || self.is_misled(node);
+                let ttl_us = known.manifest.ttl_ms * 1000;
                 let ran_out = late_ms >= received_ms + known.manifest.ttl_ms && linked.is_none()
-                    || now_us + LATE_MS * 1000 >= since_us + known.manifest.ttl_ms * 1000;
+                    || now_us + LATE_MS * 1000 + ttl_us / CLOCK_DRIFT_PART >= since_us + ttl_us;
                 let grace_us = self.grace_us - self.grace_us / DRIFT_PART;
                 let superseded = node.disk.told_above(&key, &version).is_some_and(|told| now_us >= told.at_us + grace_us);
                 let aborted = self.aborted.contains(&(key, version));
@@ -236,7 +240,7 @@ impl Auditor {
         let before = self.nodes[&machine].disk.heads.get(&key).copied();
         let Some(value) = value else {
             let node = &self.nodes[&machine];
-            if let Some(head) = before.filter(|head| !head.rotted && self.late_ms(node) < head.over_ms) {
+            if let Some(head) = before.filter(|head| !head.rotted && self.late_ms(node) < head.over_ms && !self.is_misled(node)) {
                 let what = format!("machine {machine} forgot the head {} before its life was over", self.name(head.id));
                 self.find("I11", what);
             }

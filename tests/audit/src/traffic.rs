@@ -355,7 +355,10 @@ impl Auditor {
         let Some(told) = node.disk.told_at_least(&known.manifest.key, &version) else { return };
         let fence = node.disk.fences.get(&known.manifest.owner);
         let fenced = fence.is_some_and(|fence| fence.by > host(&version) && fence.since_us < told.at_us);
-        if !node.behind_its_back && (fenced || host(&told.version) > host(&version)) {
+        // What was forgotten when its life was over stands in nobody's way any more.
+        let head = node.disk.heads.get(&known.manifest.key).map(|head| self.book.get(head.id).version());
+        let above = host(&told.version) > host(&version) && head.is_some_and(|head| host(&head) > host(&version));
+        if !node.behind_its_back && (fenced || above) {
             let what = format!("machine {from} confirmed {}, and a higher host was here before", self.name(id));
             self.find("I12", what);
         }

@@ -301,7 +301,7 @@ impl Run {
             if self.plan.has(Fault::Jump) && self.faulty.contains(&host) {
                 self.world.skew(host, 0);
             }
-            if host < self.plan.hosts || !self.joining.contains(&host) {
+            if host < self.plan.hosts || !self.joining.contains(&host) || self.world.hosts[host].has_run() {
                 self.world.start(host);
             }
         }

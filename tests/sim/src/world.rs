@@ -244,6 +244,11 @@ impl Host {
         !self.keystore.is_empty() || !self.importing.is_empty()
     }
 
+    /// Whether a process of it was ever killed.
+    pub fn has_run(&self) -> bool {
+        self.life > 0
+    }
+
     /// Whether its process runs.
     pub fn up(&self) -> bool {
         self.node.is_some()

@@ -1,6 +1,6 @@
 //! Versions that are given up (docs/spec/quorum.md#a-version-that-is-given-up).
 //!
-//! A holder that has not acked a version promises its owner never to; `n - f` such promises are an abort certificate; and whoever is shown one
+//! A holder that has not acked a version promises its owner never to; `2f + 1` such promises are an abort certificate; and whoever is shown one
 //! drops what it proves dead.
 
 use persona_fragments::{

@@ -103,6 +103,23 @@ fn a_version_that_some_acked_and_some_will_not_stays_undecided() {
 }
 
 #[test]
+fn where_nobody_may_lie_one_promise_rules_a_version_out() {
+    // Three holders, none of whom may lie: a version that two of them acked needs the third.
+    let (mut world, mut ada, _) = seven();
+    let set = [0, 1, 2];
+    world.put(&mut ada, &set, b"one").expect("committed");
+    for content in [b"two", b"six", b"ten"] {
+        let manifest = crash_writer_after(&mut world, &mut ada, &set, &[0, 1], content);
+        match world.settle(&ada, &manifest) {
+            Settled::Aborted(aborted) => assert_eq!(aborted.nevers.len(), 1),
+            other => panic!("{other:?}"),
+        }
+        world.run_ms(100);
+    }
+    world.put(&mut ada, &set, b"four").expect("all three have a place for it");
+}
+
+#[test]
 fn words_that_do_not_verify_settle_nothing() {
     for acked in [&[0, 1, 2, 3, 4, 5, 6][..], &[]] {
         let (mut world, mut ada, set) = seven();
