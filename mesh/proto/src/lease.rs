@@ -22,8 +22,10 @@ use crate::{
     time::Now,
 };
 
-/// A holder that does not answer HEAD for so long is silent, once.
-const SILENT_US: u64 = 2_000_000;
+/// A holder that does not answer HEAD for so long is silent, once, for whoever leads. Whoever probes it to judge the leader's word
+/// ([`HolderOut::Probe`](crate::HolderOut::Probe)) must not be more patient: one that the leader takes for gone, and the others for slow, would
+/// keep every link from being agreed on.
+pub const SILENT_US: u64 = 2_000_000;
 
 /// A request without a reply is sent again after so long.
 const RESEND_US: u64 = 1_000_000;

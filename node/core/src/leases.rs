@@ -2,16 +2,15 @@
 //! (docs/spec/quorum.md#leases).
 
 use persona_fragments::{Ack, CertifiedHead, Link, PeerKey, SectionKey};
-use persona_mesh_proto::{Candidate, Mode, Renewal, RenewalOut, RenewalTask, Renewed, Reply, Request, Tag};
+use persona_mesh_proto::{Candidate, Mode, Renewal, RenewalOut, RenewalTask, Renewed, Reply, Request, Tag, lease::SILENT_US};
 
 use crate::{
     node::{HEADS_CACHED_MAX, Node, OPS_MAX, Op, OpId},
     reads::{GetPurpose, Wanted},
 };
 
-/// A silent peer is given up after so long. Whoever leads is no less patient (`SILENT_US` of `mesh/proto/src/lease.rs`): one that it takes for
-/// gone, and the others for slow, would keep every link from being agreed on.
-const PROBE_US: u64 = 1_900_000;
+/// A silent peer is given up after so long: a little sooner than whoever leads gives it up.
+const PROBE_US: u64 = SILENT_US - 100_000;
 
 /// One renewal on its way.
 pub(crate) struct RenewalOp {
