@@ -284,7 +284,9 @@ impl Auditor {
         if !same(first) && !forgotten {
             found.push(("I8", "acked a second manifest of"));
         }
-        if node.promised.contains(&(key, version)) && !forgotten && node.lost_us.is_none() {
+        // Of what is certified without its ack no abort can be: as many promises as that takes share a correct holder with the certificate.
+        let certified = node.disk.heads.get(&key).is_some_and(|head| same(head.id));
+        if node.promised.contains(&(key, version)) && !certified && !forgotten && node.lost_us.is_none() {
             found.push(("I8", "acked what it had promised never to ack:"));
         }
         if known.manifest.holders[usize::from(index)] != node.peer {
