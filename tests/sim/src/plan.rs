@@ -81,11 +81,14 @@ pub enum Fault {
     HalfAcked,
     /// Program: an owner is away until its versions have expired, and readers go on asking.
     Away,
+    /// Program: while an owner is away its holders give a place to another; back again, it puts where it always did, and a reader is led to the
+    /// new holders.
+    HandedOver,
 }
 
 impl Fault {
     /// Every fault.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 34] = [
         Self::Delay,
         Self::Loss,
         Self::Double,
@@ -119,11 +122,12 @@ impl Fault {
         Self::LostStores,
         Self::HalfAcked,
         Self::Away,
+        Self::HandedOver,
     ];
 
     /// Those that are programs: sequences that aim at one rule, where chance alone would seldom meet. A seed has one at most, and then
     /// few other faults.
-    pub const PROGRAMS: [Self; 4] = [Self::HalfTold, Self::LostStores, Self::HalfAcked, Self::Away];
+    pub const PROGRAMS: [Self; 5] = [Self::HalfTold, Self::LostStores, Self::HalfAcked, Self::Away, Self::HandedOver];
 
     /// Its name on the command line.
     pub const fn name(self) -> &'static str {
@@ -161,6 +165,7 @@ impl Fault {
             Self::LostStores => "lost-stores",
             Self::HalfAcked => "half-acked",
             Self::Away => "away",
+            Self::HandedOver => "handed-over",
         }
     }
 
@@ -275,6 +280,9 @@ impl Plan {
         faults.extend(program);
         // A program needs somebody to keep from hearing, and versions that expire while it waits.
         let (unscaled, ttl_divisor) = if program.is_some() { (false, 60) } else { (unscaled, ttl_divisor) };
+        // Four holders, one of whom lies; the owner, who takes a place, and who reads.
+        let hands_over = program == Some(Fault::HandedOver);
+        let (level, wanted, hosts) = if hands_over { (2, 4, hosts.max(8)) } else { (level, wanted, hosts) };
         if below(rng, 4) > 0 {
             faults.remove(&Fault::TooMany); // most of what is judged is judged within `f`
         }
@@ -293,6 +301,10 @@ impl Plan {
         if program == Some(Fault::HalfAcked) && !faults.contains(&Fault::TooMany) && f > 0 {
             faults.insert(Fault::Liars);
             lies.fill(Lie::ForgedCertificate);
+        }
+        if hands_over && !faults.contains(&Fault::TooMany) {
+            faults.insert(Fault::Liars);
+            (faulty, lies) = (1, vec![Lie::Deny]);
         }
         if hosts < agents + faulty {
             faults.retain(|fault| !fault.costs_a_holder());

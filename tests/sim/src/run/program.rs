@@ -4,7 +4,7 @@
 //! followed by one who could not, that more holders forgot than may be missing. So a seed may draw a program, which looks at who holds what
 //! and breaks exactly that. It knows nothing of the rules: whether something was wrong with what then happened, the auditor says.
 
-use persona_fragments::{SignedManifest, certificate::HeadWire, wire};
+use persona_fragments::{CertifiedHead, PeerKey, SignedManifest, certificate::HeadWire, wire};
 use persona_mesh_proto::Table;
 
 use super::{Fault, Kind, Mode, Run, SectionKey, below};
@@ -14,6 +14,9 @@ const PAUSE_US: u64 = 1_500_000;
 
 /// How long a program waits for one answer, in microseconds: longer than any put or get takes.
 const ANSWER_US: u64 = 8_000_000;
+
+/// The life of a document that is to be handed over, in milliseconds.
+const LEASED_MS: u64 = 120_000;
 
 /// How often whoever waits looks, in microseconds.
 const LOOK_US: u64 = 20_000;
@@ -47,6 +50,7 @@ impl Run {
                     Fault::LostStores => self.lost_stores(),
                     Fault::HalfAcked => self.half_acked(),
                     Fault::Away => self.away(),
+                    Fault::HandedOver => self.handed_over(),
                     Fault::TooMany => self.too_many(),
                     _ => {}
                 }
@@ -212,6 +216,53 @@ impl Run {
         }
     }
 
+    /// An owner is away for so long that its holders renew a leased document among themselves, and one of them is, whose place they give to
+    /// another. Both come back, and the owner puts where it always did: at the one that was away, one that stayed, and a liar, who will know
+    /// nothing of it. Then somebody reads who hears the rest: one that stayed, the newcomer, and the liar. Only what those that signed for the
+    /// newcomer say to the owner can tell it that this was not enough.
+    fn handed_over(&mut self) {
+        let Some(Stage { agent, document, home, key, .. }) = self.stage(1) else { return };
+        // Long enough for a round of leading and judging; the first link is due after half of it.
+        let short_ms = std::mem::replace(&mut self.agents[agent].documents[document].ttl_ms, LEASED_MS);
+        let put = self.put(home, agent, document, 100);
+        self.answer(put);
+        self.agents[agent].documents[document].ttl_ms = short_ms;
+        self.wait_us(PAUSE_US);
+        let Some(before) = self.certified_at(home, &key) else { return };
+        let holders: Vec<usize> = before.holders().iter().filter_map(|peer| self.host_of(peer)).collect();
+        let (mut sound, liars): (Vec<usize>, Vec<usize>) = holders.iter().partition(|host| self.world.hosts[**host].correct);
+        self.shuffle(&mut sound);
+        let gone = sound.iter().copied().find(|host| !self.world.hosts[*host].has_agents());
+        let ([liar], Some(gone), 3) = (&liars[..], gone, sound.len()) else { return };
+        self.crash_now(home);
+        self.crash_now(gone);
+        let handed = |run: &Self| sound.iter().filter(|host| **host != gone).all(|host| run.newcomer(*host, &key).is_some());
+        let late_us = self.world.now_us + LEASED_MS * 1000;
+        while !handed(self) && self.world.now_us < late_us {
+            self.wait_us(10 * LOOK_US);
+        }
+        let stayed: Vec<usize> = sound.iter().copied().filter(|host| *host != gone).collect();
+        let newcomer = self.newcomer(stayed[0], &key);
+        self.wait_us(2 * PAUSE_US); // until the newcomer has its shard
+        self.world.start(gone);
+        self.world.start(home);
+        let (Some(newcomer), true) = (newcomer, handed(self)) else { return };
+        let told = [gone, stayed[0], *liar];
+        let all: Vec<usize> = (0..self.world.hosts.len()).collect();
+        let untold: Vec<usize> = all.iter().copied().filter(|host| !told.contains(host)).collect();
+        self.hide(home, &untold, &Kind::ALL);
+        let put = self.put(home, agent, document, 100);
+        self.answer(put);
+        let known = [stayed[1], newcomer, *liar];
+        let reader = self.readers().into_iter().find(|host| *host != home && !known.contains(host) && !told.contains(host));
+        let Some(reader) = reader else { return };
+        let unheard: Vec<usize> = all.into_iter().filter(|host| !known.contains(host)).collect();
+        self.hide(reader, &unheard, &Kind::ALL);
+        let read = self.fetch(reader, key, Mode::Regular);
+        self.answer(read);
+        self.world.blocked.clear();
+    }
+
     /// More than `f` holders lie, and one reader hears none but them and those that missed a version. It is stale: that is not promised
     /// any more. What is promised still, the auditor knows.
     fn too_many(&mut self) {
@@ -264,10 +315,32 @@ impl Run {
     }
 
     fn head_at(&self, host: usize, key: &SectionKey) -> Option<SignedManifest> {
+        Some(self.certified_on(host, key)?.manifest)
+    }
+
+    /// The head of a section on a machine's disk.
+    fn certified_on(&self, host: usize, key: &SectionKey) -> Option<CertifiedHead> {
         let row = self.world.hosts[host].disk.get(&(Table::Head, key.0.to_vec()))?;
         // docs/spec/quorum.md#records: the head, when it came, and for how long it is kept.
         let (head, _, _) = wire::decode::<(HeadWire, u64, u64)>(row).ok()?;
-        SignedManifest::trusted(head.manifest).ok()
+        CertifiedHead::trusted(head).ok()
+    }
+
+    /// The highest that a machine other than `home` has on its disk.
+    fn certified_at(&self, home: usize, key: &SectionKey) -> Option<CertifiedHead> {
+        let others = (0..self.world.hosts.len()).filter(|host| *host != home);
+        others.filter_map(|host| self.certified_on(host, key)).max_by_key(|head| head.manifest.version)
+    }
+
+    /// Who has a place now, by the link that this machine knows, that the manifest does not name.
+    fn newcomer(&self, host: usize, key: &SectionKey) -> Option<usize> {
+        let head = self.certified_on(host, key)?;
+        let new = head.holders().iter().find(|peer| !head.manifest.holders.contains(peer))?;
+        self.host_of(new)
+    }
+
+    fn host_of(&self, peer: &PeerKey) -> Option<usize> {
+        self.world.hosts.iter().position(|host| host.peer == *peer)
     }
 
     fn highest(&self, host: usize, key: &SectionKey) -> Option<persona_fragments::Version> {
