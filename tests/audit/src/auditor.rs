@@ -424,11 +424,11 @@ impl Auditor {
         self.is_over(node, known) && (node.ahead_ms.unsigned_abs() <= MESH_TIME_FROM_MS || by_its_peers)
     }
 
-    /// Whether half of the machines whose clocks this one can ask may lie, and so may their median.
+    /// Whether so many machines lie, a third of those that run, that they may be half of the few whose clocks this one asks: then so may their median.
     pub(crate) fn is_misled(&self, node: &Node) -> bool {
         let others = self.nodes.values().filter(|other| other.up && other.peer != node.peer);
         let (liars, asked) = others.fold((0, 0), |(liars, asked), other| (liars + usize::from(!other.correct), asked + 1));
-        liars > 0 && liars * 2 >= asked
+        liars > 0 && liars * 3 >= asked
     }
 
     /// Whether a machine's clock is, or since then was, so far off that another one within the assumption may differ by more than the

@@ -78,13 +78,13 @@ fn main() -> ExitCode {
 
 #[cfg(test)]
 mod tests {
-    use persona_mesh_proto::{Request, RequestFrame};
-
     use super::*;
+
+    const PROBE: u8 = 10;
 
     #[test]
     fn nothing_is_handed_down_that_no_frame_can_be() {
-        let probe = RequestFrame { requests: vec![Request::Probe { sections: Vec::new() }] }.to_bytes();
+        let probe = [1, 1, PROBE, 0]; // docs/spec/wire.md#storage-frames: version, one request, a probe of no sections
         let liar = Liar::new(Lie::Noise, Box::new(Ed25519Signer::from_seed(&[7; 32])), Story::default(), ChaCha8Rng::from_seed([1; 32]));
         let (mut lying, mut kept_back) = (Lying { liar, waiting: BTreeMap::new() }, 0);
         for inbound in 0..3000 {

@@ -55,9 +55,9 @@ impl Holder {
                 None => {}
             }
             match section.floors.get(&version).map(|floor| (floor.why, floor.coming)) {
-                Some((Why::Never(_), None)) => return Err(self.promise(&key, &version, signer)),
+                Some((Why::Never(_), None)) => return Err(self.promise(&key, &version, index, signer)),
                 Some((Why::Never(_), Some(id))) => {
-                    self.then(id, Then::Promise { call, key, version });
+                    self.then(id, Then::Promise { call, key, version, index });
                     return Ok(None);
                 }
                 Some((Why::Aborted, _)) => return Err(refused(Refusal::Aborted)),
@@ -72,7 +72,7 @@ impl Holder {
         self.room_to_give_up(&key)?;
         let floor = Floor::new(manifest.hash(), expiry_ms(&manifest), Why::Never(index));
         let id = self.give_up(key, version, floor, out);
-        self.then(id, Then::Promise { call, key, version });
+        self.then(id, Then::Promise { call, key, version, index });
         Ok(None)
     }
 
@@ -133,10 +133,10 @@ impl Holder {
         id
     }
 
-    /// The signed promise, once it is durable.
-    pub(super) fn promise(&mut self, key: &SectionKey, version: &Version, signer: &dyn Signer) -> Response {
+    /// The signed promise, once it is durable. Whatever place another manifest of this version gives this node: it acks none of them.
+    pub(super) fn promise(&mut self, key: &SectionKey, version: &Version, index: u8, signer: &dyn Signer) -> Response {
         let floor = self.sections.get(key).and_then(|section| section.floors.get(version));
-        let Some(Why::Never(index)) = floor.map(|floor| floor.why) else { return refused(Refusal::Expired) };
+        let Some(Why::Never(_)) = floor.map(|floor| floor.why) else { return refused(Refusal::Expired) };
         let never = sign_batch(&[AckLeaf::never(*key, *version, index)], signer).remove(0);
         Response::Promised { never }
     }
