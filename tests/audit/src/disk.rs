@@ -30,9 +30,9 @@ pub(crate) struct Shard {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HeadRow {
     pub id: ManifestId,
-    /// When its last link, or without a lease its manifest, is over, allowance included; and whether this machine is a holder by that link.
+    /// When its last link, or without a lease its manifest, is over, allowance included; and this machine's place by that link.
     pub over_ms: u64,
-    pub holds: bool,
+    pub place: Option<usize>,
     pub at_us: u64,
     pub rotted: bool,
 }

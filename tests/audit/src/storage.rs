@@ -137,11 +137,15 @@ impl Auditor {
             _ => {}
         }
         match &before {
-            Some(Row::Held { id, rotted: false, received_ms, durable_us, .. }) if !matches!(row, Some((Row::Held { .. }, _))) => {
+            Some(Row::Held { id, index, rotted: false, received_ms, durable_us }) if !matches!(row, Some((Row::Held { .. }, _))) => {
                 let known = self.book.get(*id);
                 let late_ms = self.late_ms(node);
-                // A link that it knows, and that makes it a holder, counts in place of the manifest.
-                let linked = node.disk.heads.get(&key).filter(|head| head.holds && self.book.get(head.id).hash == known.hash);
+                // A link that it knows, and by which it still holds this very shard, counts in place of the manifest.
+                let linked = node
+                    .disk
+                    .heads
+                    .get(&key)
+                    .filter(|head| head.place == Some(usize::from(*index)) && self.book.get(head.id).hash == known.hash);
                 let (over_ms, since_us) =
                     linked.map_or((known.own_over_ms(), *durable_us), |head| (head.over_ms, head.at_us.max(*durable_us)));
                 let over = late_ms >= over_ms || self.is_misled(node);
@@ -265,7 +269,8 @@ impl Auditor {
         let leased = row.and_then(|head| known.leased(head.lease?));
         let over_ms = leased.map_or(known.own_over_ms(), |leased| leased.expires_at_ms + known.allowance_ms());
         // By the manifest alone its life is counted from when the shard came, not from when the certificate did.
-        let holds = leased.and_then(|leased| leased.sets.last()).is_some_and(|holders| holders.contains(&node.peer));
+        let holders = leased.and_then(|leased| leased.sets.last());
+        let place = holders.and_then(|holders| holders.iter().position(|peer| *peer == node.peer));
         let same = before.filter(|before| before.id == id && before.over_ms == over_ms);
         let at_us = same.map_or(now_us, |before| before.at_us);
         if let Some(before) = before.filter(|before| before.id == id && !before.rotted && before.over_ms > over_ms) {
@@ -273,7 +278,7 @@ impl Auditor {
             self.find("I11", what);
         }
         let Some(node) = self.nodes.get_mut(&machine) else { return };
-        node.disk.heads.insert(key, HeadRow { id, over_ms, holds, at_us, rotted: false });
+        node.disk.heads.insert(key, HeadRow { id, over_ms, place, at_us, rotted: false });
         let told = node.disk.told.entry(key).or_default();
         if told.last().is_none_or(|last| last.version < version) {
             told.push(Told { version, at_us: now_us });
