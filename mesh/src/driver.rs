@@ -33,7 +33,7 @@ use crate::{
     GOSSIP_BYTES_MAX, JUDGEMENT_TIMEOUT, Judgement, LOOKUP_TIMEOUT, MeshCommand, MeshError, MeshEvent, MeshLimits, MeshView, PeerView,
     PublishFailure, REQUEST_TIMEOUT_MAX, RequestFailure, Topic, TopicView,
     behaviour::{Behaviour, BehaviourEvent, Protocols, hash, preferred},
-    codec::{self, Frame, Share},
+    codec::{Frame, Share},
     config::parse_address,
     counters::Counters,
     peer,
