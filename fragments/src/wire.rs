@@ -103,13 +103,13 @@ impl Writer for Unwritten<'_> {
 mod tests {
     use super::*;
 
-    /// docs/spec/wire.md#encoding, line by line.
     #[test]
     fn a_frame_has_a_byte_at_least_and_two_megabytes_at_most() {
         let fits = [0, 1, FRAME_BYTES_MAX, FRAME_BYTES_MAX + 1].map(|bytes| fits_frame(&vec![0; bytes]));
         assert_eq!(fits, [false, true, true, false]);
     }
 
+    /// docs/spec/wire.md#encoding, line by line.
     #[test]
     fn every_kind_of_value_has_the_bytes_of_the_specification() {
         #[derive(Debug, PartialEq, Encode, Decode)]

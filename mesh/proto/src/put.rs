@@ -236,7 +236,7 @@ struct Leg {
     later: Option<Later>,
 }
 
-/// Why a holder wants to be asked later.
+/// What stands in the way of a holder that wants to be asked later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Later {
     /// It lost its store.
@@ -348,11 +348,6 @@ impl Put {
         if self.phase == Phase::Over {
             return out;
         }
-        let later = match &reply {
-            Reply::Answer(Response::Recovering) => Some(Later::Recovering),
-            Reply::Answer(Response::Busy) => Some(Later::Busy),
-            _ => None,
-        };
         let verdict = match reply {
             Reply::Unreachable => Verdict::Failure,
             Reply::Answer(response) => self.judge(round, &peer, response, verifier),
@@ -360,7 +355,7 @@ impl Put {
         let timing = self.timing.clone();
         let placing = matches!(self.phase, Phase::Placing { .. });
         let Some(leg) = self.leg(round, &peer).filter(|leg| leg.waits()) else { return out };
-        leg.later = later;
+        leg.later = if let Verdict::Later(why) = verdict { why } else { None };
         match verdict {
             Verdict::Taken => leg.state = LegState::Done,
             Verdict::Confirmed(sets) => {
@@ -373,7 +368,7 @@ impl Put {
             Verdict::WithShard => {
                 (leg.with_shard, leg.due_us, leg.failures) = (true, now.mono_us, 0);
             }
-            Verdict::Later => {
+            Verdict::Later(_) => {
                 leg.failures = 0;
                 leg.pause(&timing, now);
             }
@@ -508,12 +503,13 @@ impl Put {
             (Round::Prepare { index }, Response::NeedShard) => {
                 let had_it = self.prepares.get(usize::from(index)).is_some_and(|leg| leg.with_shard);
                 // Asked for without its shard and again with it, as resends may overlap: one of them is answered so, the other is not.
-                if had_it { Verdict::Later } else { Verdict::WithShard }
+                if had_it { Verdict::Later(None) } else { Verdict::WithShard }
             }
             (Round::Commit, Response::Committed) => Verdict::Confirmed(Vec::new()),
             (Round::Commit, Response::Handed { sets }) => Verdict::Confirmed(sets),
             (Round::Prepare { .. }, Response::Committed | Response::Handed { .. }) if self.repairs_lease() => Verdict::Taken,
-            (_, Response::Busy | Response::Recovering) => Verdict::Later,
+            (_, Response::Busy) => Verdict::Later(Some(Later::Busy)),
+            (_, Response::Recovering) => Verdict::Later(Some(Later::Recovering)),
             (_, Response::Fenced { head }) => match fence_of(manifest, head, verifier) {
                 Some(by) => Verdict::Over(PutError::Fenced { by: Box::new(by) }),
                 None => Verdict::Out,
@@ -690,7 +686,8 @@ enum Verdict {
     /// Refused or faulty.
     Out,
     WithShard,
-    Later,
+    /// It wants to be asked later.
+    Later(Option<Later>),
     Failure,
     Over(PutError),
 }

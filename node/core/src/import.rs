@@ -275,7 +275,7 @@ impl Node {
             owned.intent = rows.intents.get(&owned.key).cloned();
             // An import to this node that came to nothing has counted its own versions here, and may have left nothing else: how far those of
             // this term had come is known only if there is a version to show it.
-            let intent = owned.intent.clone().and_then(|wire| SignedManifest::trusted(wire).ok()).map(|manifest| manifest.version);
+            let intent = owned.intended().map(|manifest| manifest.version);
             let head = owned.head.as_ref().map(|head| head.manifest.version);
             let mut last = head.into_iter().chain(intent).chain(owned.live.iter().map(|set| set.version));
             if last.clone().any(|version| version.term > keys.term)

@@ -17,11 +17,13 @@ use zeroize::Zeroizing;
 use crate::{
     missing::Missing,
     node::{OpId, OwnerSigner},
-    sections::AVOID_MS,
 };
 
 /// How far a writer jumps ahead when a version of its own turns out to be taken: farther than what the other one wrote meanwhile.
 const VERSIONS_SKIPPED: u64 = 1 << 10;
+
+/// For how long a holder that did not answer, or would not have it, is not chosen again.
+const AVOID_MS: u64 = 30_000;
 
 /// Failed attempts to complete a version before newer content takes its place, unless there is an earlier one still undecided.
 const HELD_BACK_ATTEMPTS: u32 = 3;
@@ -118,9 +120,7 @@ pub(crate) struct Owned {
     pub(crate) joined_meanwhile: bool,
     /// Attempts since the last commit.
     pub(crate) failures: u32,
-    /// The put on its way failed for want of holders that the next one does without.
-    pub(crate) gives_way: bool,
-    /// Those who wait have seen such a put fail.
+    /// Those who wait have seen a put fail for want of holders that the next one does without.
     pub(crate) tried_again: bool,
     /// Waiting for the put on its way.
     pub(crate) waiting: Vec<PutWaiter>,
@@ -184,7 +184,6 @@ impl Owned {
             grow_from: None,
             joined_meanwhile: false,
             failures: 0,
-            gives_way: false,
             tried_again: false,
             waiting: Vec::new(),
             waiting_next: Vec::new(),
@@ -243,13 +242,19 @@ impl Owned {
 
     /// The next attempt is a new version. Holders may have this one all the same, so later ones tell them.
     pub(crate) fn give_up_intent(&mut self) {
-        if let Some(manifest) = self.intent.take().and_then(|wire| SignedManifest::trusted(wire).ok()) {
+        if let Some(manifest) = self.intended() {
             self.remember_set(&manifest);
         }
+        self.intent = None;
+    }
+
+    /// What a put that is not over says, or was to say.
+    pub(crate) fn intended(&self) -> Option<SignedManifest> {
+        SignedManifest::trusted(self.intent.clone()?).ok()
     }
 
     /// Does without these holders for a while, where there are others.
-    pub(crate) fn avoid(&mut self, holders: impl IntoIterator<Item = persona_fragments::PeerKey>, now_us: u64) {
+    pub(crate) fn do_without(&mut self, holders: impl IntoIterator<Item = persona_fragments::PeerKey>, now_us: u64) {
         self.avoid.extend(holders.into_iter().map(|peer| (peer, now_us + AVOID_MS * 1000)));
     }
 

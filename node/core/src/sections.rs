@@ -56,9 +56,6 @@ const GROW_US: u64 = 3_000_000;
 /// How long the result of a lookup is used again for the same section, as long as everybody in it is still connected.
 const CANDIDATES_US: u64 = 10_000_000;
 
-/// How long a holder that did not answer is not chosen again.
-pub(crate) const AVOID_MS: u64 = 30_000;
-
 /// A version that was issued no longer ago was issued for the put that is on its way.
 const FRESH_MS: u64 = 15_000;
 
@@ -284,7 +281,7 @@ impl Node {
         let (op, wall_ms, label) = (self.id(), self.now.wall_ms, self.label(&id, name));
         let Some(owned) = self.owned(&id, name) else { return false };
         let away = |set: &OlderSet| set.renew_until_ms > 0 && set.expires_at_ms <= wall_ms && wall_ms < set.over_at_ms();
-        let begun = owned.intent.clone().and_then(|wire| SignedManifest::trusted(wire).ok()).map(|manifest| manifest.as_older_set());
+        let begun = owned.intended().map(|manifest| manifest.as_older_set());
         if owned.sought >= SEEKS_MAX || !owned.live.iter().chain(&begun).any(away) {
             return false;
         }
@@ -314,8 +311,7 @@ impl Node {
         {
             owned.last_seq = owned.last_seq.max(version.seq);
             // A put that a crash interrupted may be what was found: then it went through.
-            let begun = owned.intent.clone().and_then(|wire| SignedManifest::trusted(wire).ok());
-            if begun.is_some_and(|manifest| manifest.version <= version) {
+            if owned.intended().is_some_and(|manifest| manifest.version <= version) {
                 owned.intent = None;
             }
             owned.remember_lease(&value.head, now.wall_ms);
@@ -351,7 +347,7 @@ impl Node {
                 }
                 self.persist(writes, AfterPersist::Intent(op));
             }
-            Err(error) => self.put_over(op, Err(error)),
+            Err(error) => self.put_over(op, Err(error), false),
         }
     }
 
@@ -550,7 +546,7 @@ impl Node {
     pub(crate) fn put_intent_durable(&mut self, op: OpId) {
         let Some(Op::Put(put)) = self.ops.get(&op) else { return };
         match self.owners.get(&put.owner).map(|owner| owner.state) {
-            Some(OwnerState::Fenced(term)) => return self.put_over(op, Err(CallError::Fenced { term })),
+            Some(OwnerState::Fenced(term)) => return self.put_over(op, Err(CallError::Fenced { term }), false),
             Some(_) => {}
             None => return drop(self.ops.remove(&op)),
         }
@@ -588,7 +584,7 @@ impl Node {
         for out in outs {
             match out {
                 PutOut::Send { tag, to, request } => self.send_request(op, tag, to, request),
-                PutOut::Committed(receipt) => self.put_over(op, Ok(*receipt)),
+                PutOut::Committed(receipt) => self.put_over(op, Ok(*receipt), false),
                 PutOut::Placed { placed } => self.put_placed(op, placed),
                 PutOut::Failed(error) => self.put_failed(op, error),
             }
@@ -630,6 +626,14 @@ impl Node {
             PutStage::Running(running) => running.manifest().issued_at_ms + FRESH_MS > self.now.wall_ms,
             PutStage::Lookup | PutStage::Intent(_) => false,
         };
+        // Whether the next attempt is another one: it does without holders for want of which this one failed.
+        let gives_way = match &error {
+            PutError::NotEnoughHolders { unreachable: those, .. } | PutError::Timeout { unwilling: those, .. } => !those.is_empty(),
+            PutError::Recovering { recovering, unwilling, .. } | PutError::Unconfirmed { recovering, unwilling, .. } => {
+                !(recovering.is_empty() && unwilling.is_empty())
+            }
+            PutError::Fenced { .. } | PutError::Conflict { .. } | PutError::Refused { .. } => false,
+        };
         let call_error = match error {
             PutError::Fenced { by } => {
                 self.fence_owner(&id, &by);
@@ -637,29 +641,26 @@ impl Node {
             }
             PutError::NotEnoughHolders { have, need, unreachable } => {
                 if let Some(owned) = self.owned(&id, &name) {
-                    owned.gives_way = !unreachable.is_empty();
-                    owned.avoid(unreachable, now_us);
+                    owned.do_without(unreachable, now_us);
                 }
                 CallError::NotEnoughHolders { what, have: have.into(), need: need.into() }
             }
             PutError::Recovering { have, need, recovering, unwilling }
             | PutError::Unconfirmed { have, need, recovering, unwilling, .. } => {
                 if let Some(owned) = self.owned(&id, &name) {
-                    owned.gives_way = !(recovering.is_empty() && unwilling.is_empty());
                     if !recovering.is_empty() {
                         // They sign only for what was issued after their loss, and may never be able to confirm the rest: the next attempt is
                         // a new version. If this one was that already, what they remember or their clocks are in doubt.
                         owned.give_up_intent();
                     }
-                    owned.avoid(unwilling.into_iter().chain(recovering.into_iter().filter(|_| fresh)), now_us);
+                    owned.do_without(unwilling.into_iter().chain(recovering.into_iter().filter(|_| fresh)), now_us);
                 }
                 CallError::NotEnoughHolders { what, have: have.into(), need: need.into() }
             }
             PutError::Timeout { acks, need, unwilling } => {
                 // To ask them again for the same may be in vain until all that is undecided there has expired.
                 if let Some(owned) = self.owned(&id, &name) {
-                    owned.gives_way = !unwilling.is_empty();
-                    owned.avoid(unwilling, now_us);
+                    owned.do_without(unwilling, now_us);
                 }
                 CallError::NotEnoughHolders { what, have: acks.into(), need: need.into() }
             }
@@ -686,7 +687,7 @@ impl Node {
             }
             PutError::Refused { by, reason } => {
                 if let Some(owned) = self.owned(&id, &name) {
-                    owned.avoid([by], now_us);
+                    owned.do_without([by], now_us);
                     match reason {
                         persona_mesh_proto::Refusal::Stale => owned.skip_versions(),
                         // Given up, by another host of this owner or before a crash of this one: the same bytes will not do.
@@ -697,11 +698,12 @@ impl Node {
                 CallError::Refused { what, reason: format!("{} refuses: {reason}", by.to_peer_id_string()) }
             }
         };
-        self.put_over(op, Err(call_error));
+        self.put_over(op, Err(call_error), gives_way);
     }
 
-    /// A put committed or failed: remember what it reached, tell who waits, and say when the next one is due.
-    fn put_over(&mut self, op: OpId, result: Result<PutReceipt, CallError>) {
+    /// A put committed or failed: remember what it reached, tell who waits, and say when the next one is due. If it `gives_way`, the next is
+    /// another one than this was.
+    fn put_over(&mut self, op: OpId, result: Result<PutReceipt, CallError>, gives_way: bool) {
         let now = self.now;
         let jitter = f64::from(self.rng.next_u32()) / f64::from(u32::MAX);
         let Some(Op::Put(put)) = self.ops.get(&op) else { return };
@@ -720,8 +722,8 @@ impl Node {
         if result.is_err() {
             owned.candidates = None;
         }
-        // The next attempt is another one, so whoever waits waits for that too; but for no third.
-        let once_more = std::mem::take(&mut owned.gives_way) && !owned.tried_again;
+        // Whoever waits waits for another attempt, too; but for no third.
+        let once_more = gives_way && !owned.tried_again;
         owned.tried_again = once_more;
         let early = owned.replace_from.is_some() && !owned.is_waited_for() && !matches!(state, OwnerState::Fenced(_));
         match result {
@@ -847,14 +849,12 @@ impl Node {
         let Some(owner) = self.owners.get(id).filter(|owner| owner.writes()) else { return };
         let Some(owned) = owner.sections.get(name) else { return };
         // What is about to be put, and what goes out now, is not given up.
-        let next = owned.intent.clone().and_then(|wire| SignedManifest::trusted(wire).ok()).map(|manifest| manifest.version.seq);
-        let next = next.unwrap_or(owned.last_seq + 1);
+        let next = owned.intended().map_or(owned.last_seq + 1, |manifest| manifest.version.seq);
         let earlier = |version: &Version| (version.term, version.device) == (owner.term, device) && version.seq < next;
-        let undecided: Vec<SignedManifest> = seen.into_iter().filter(|manifest| earlier(&manifest.version)).collect();
+        let undecided = |manifest: &SignedManifest| earlier(&manifest.version) && self.may_be_settled(manifest);
+        let undecided: Vec<SignedManifest> = seen.into_iter().filter(undecided).collect();
         for manifest in undecided {
-            if self.may_be_settled(&manifest) {
-                self.begin_settle(id, manifest, SettlePurpose::GiveUp);
-            }
+            self.begin_settle(id, manifest, SettlePurpose::GiveUp);
         }
     }
 

@@ -414,7 +414,7 @@ impl Auditor {
     }
 
     /// The same for what a reader returns. One whose clock is off may go by the median of its peers' clocks, which is within the allowance, or not
-    /// yet know it: then both must say so. Where half of those that it can ask lie, so may their median, and nothing is promised.
+    /// yet know it: then both must say so. Of one that [`Self::is_misled`] nothing is asked.
     pub(crate) fn is_over_for_reader(&self, node: &Node, known: &Known) -> bool {
         if self.is_misled(node) {
             return false;
@@ -424,7 +424,8 @@ impl Auditor {
         self.is_over(node, known) && (node.ahead_ms.unsigned_abs() <= MESH_TIME_FROM_MS || by_its_peers)
     }
 
-    /// Whether so many machines lie, a third of those that run, that they may be half of the few whose clocks this one asks: then so may their median.
+    /// Whether so many machines lie, a third of the others that run, that they may be half of the few whose clocks this one asks: then their
+    /// median may be theirs.
     pub(crate) fn is_misled(&self, node: &Node) -> bool {
         let others = self.nodes.values().filter(|other| other.up && other.peer != node.peer);
         let (liars, asked) = others.fold((0, 0), |(liars, asked), other| (liars + usize::from(!other.correct), asked + 1));

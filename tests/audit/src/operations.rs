@@ -43,8 +43,8 @@ impl Auditor {
 
     /// I16: a put is called committed only if `n - f` acks of it that verify were heard by the machine that put it, and `n - f` of its
     /// holders were heard to confirm the certificate, and so were `m - (m-1)/3` of each older set of `m` in its manifest that has not
-    /// expired, unless `stale_until` says so or liars may have told it another time; and the level is no higher than the acks give. (What a machine says to itself does not
-    /// travel: for its own place its disk is looked at.)
+    /// expired, unless `stale_until` says so or liars may have told it another time; and the level is no higher than the acks give. (What a
+    /// machine says to itself does not travel: for its own place its disk is looked at.)
     fn put_committed(&mut self, machine: Machine, key: &Key, version: &str, level: u8, stale_until_ms: Option<u64>) {
         let name = format!("version {version} of section {}", hex(&key[..4]));
         let Some(section) = self.sections.get(key) else {

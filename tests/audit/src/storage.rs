@@ -141,11 +141,8 @@ impl Auditor {
                 let known = self.book.get(*id);
                 let late_ms = self.late_ms(node);
                 // A link that it knows, and by which it still holds this very shard, counts in place of the manifest.
-                let linked = node
-                    .disk
-                    .heads
-                    .get(&key)
-                    .filter(|head| head.place == Some(usize::from(*index)) && self.book.get(head.id).hash == known.hash);
+                let place = Some(usize::from(*index));
+                let linked = node.disk.heads.get(&key).filter(|head| head.place == place && self.book.get(head.id).hash == known.hash);
                 let (over_ms, since_us) =
                     linked.map_or((known.own_over_ms(), *durable_us), |head| (head.over_ms, head.at_us.max(*durable_us)));
                 let over = late_ms >= over_ms || self.is_misled(node);

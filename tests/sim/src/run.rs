@@ -630,8 +630,8 @@ impl Run {
         }
     }
 
-    /// Whether a put of this owner that is not over has more holders that lie, or that lost their stores and may not sign for it yet, than its
-    /// shape tolerates: a mesh too small for its level may tolerate none, and one of them is enough to let nothing commit.
+    /// Whether a put of this owner that is not over has more holders that lie, or that lost their stores not long ago and may not sign for it,
+    /// than its shape tolerates: a mesh too small for its level may tolerate none, and one of them is enough to let nothing commit.
     fn faulty_keep(&self, host: usize, owner: &OwnerKey) -> bool {
         let intents = self.world.hosts[host].disk.iter().filter(|((table, _), _)| *table == Table::Intent);
         let manifests = intents.filter_map(|(_, row)| SignedManifest::trusted(wire::decode(row).ok()?).ok());

@@ -4,7 +4,7 @@
 //! followed by one who could not, that more holders forgot than may be missing. So a seed may draw a program, which looks at who holds what
 //! and breaks exactly that. It knows nothing of the rules: whether something was wrong with what then happened, the auditor says.
 
-use persona_fragments::{CertifiedHead, PeerKey, SignedManifest, certificate::HeadWire, wire};
+use persona_fragments::{CertifiedHead, PeerKey, certificate::HeadWire, wire};
 use persona_mesh_proto::Table;
 
 use super::{Fault, Kind, Mode, Run, SectionKey, below};
@@ -236,12 +236,12 @@ impl Run {
         let ([liar], Some(gone), 3) = (&liars[..], gone, sound.len()) else { return };
         self.crash_now(home);
         self.crash_now(gone);
-        let handed = |run: &Self| sound.iter().filter(|host| **host != gone).all(|host| run.newcomer(*host, &key).is_some());
+        let stayed: Vec<usize> = sound.into_iter().filter(|host| *host != gone).collect();
+        let handed = |run: &Self| stayed.iter().all(|host| run.newcomer(*host, &key).is_some());
         let late_us = self.world.now_us + LEASED_MS * 1000;
         while !handed(self) && self.world.now_us < late_us {
             self.wait_us(10 * LOOK_US);
         }
-        let stayed: Vec<usize> = sound.iter().copied().filter(|host| *host != gone).collect();
         let newcomer = self.newcomer(stayed[0], &key);
         self.wait_us(2 * PAUSE_US); // until the newcomer has its shard
         self.world.start(gone);
@@ -298,7 +298,7 @@ impl Run {
         if self.agents[number].documents[document].committed == before || self.agents[number].moved {
             return None;
         }
-        let manifest = self.heads_of(home, &key)?;
+        let manifest = self.certified_at(home, &key)?.manifest;
         let (n, f) = (manifest.holders.len(), (manifest.holders.len() - 1) / 3);
         let runs = |host: &usize| self.world.hosts[*host].up() && self.world.hosts[*host].correct && *host != home;
         let holds = |host: &usize| manifest.holders.contains(&self.world.hosts[*host].peer);
@@ -306,16 +306,6 @@ impl Run {
         self.shuffle(&mut holders);
         let enough = if self.beyond() { n - f - 1 } else { n - f };
         (f > 0 && holders.len() >= enough).then_some(Stage { agent: number, home, document, key, holders, n, f })
-    }
-
-    /// The highest manifest of a section that somebody's disk has a certificate of.
-    fn heads_of(&self, home: usize, key: &SectionKey) -> Option<SignedManifest> {
-        let others = (0..self.world.hosts.len()).filter(|host| *host != home);
-        others.filter_map(|host| self.head_at(host, key)).max_by_key(|manifest| manifest.version)
-    }
-
-    fn head_at(&self, host: usize, key: &SectionKey) -> Option<SignedManifest> {
-        Some(self.certified_on(host, key)?.manifest)
     }
 
     /// The head of a section on a machine's disk.
@@ -344,7 +334,7 @@ impl Run {
     }
 
     fn highest(&self, host: usize, key: &SectionKey) -> Option<persona_fragments::Version> {
-        self.head_at(host, key).map(|manifest| manifest.version)
+        self.certified_on(host, key).map(|head| head.manifest.version)
     }
 
     /// Machines that run and do what the protocol says, in an order that is drawn.
