@@ -42,7 +42,7 @@ pub struct RenewalTask {
     pub me: PeerKey,
     /// The link that this node acked and that may be certified.
     pub lock: Option<Link>,
-    /// Peers that could take the place of a failed holder.
+    /// Peers that could take the place of a failed holder, and the other holders, for their networks.
     pub candidates: Vec<Candidate>,
     /// At most so many holders may share a prefix.
     pub diversity: Option<u8>,
@@ -415,7 +415,7 @@ impl Renewal {
         let replaced = match &self.task.lock {
             Some(link) => link.replaced.clone(),
             None if changes >= LINKS_MAX - 1 || failed.len() < 1 + changes * f / LINKS_MAX => Vec::new(),
-            None => self.replacements(&failed, now),
+            None => self.replacements(&failed),
         };
         let issued_at_ms = self.started.wall_ms;
         let Some(handover) = Handover::of(&head.manifest, head.holders(), issued_at_ms, &replaced) else {
@@ -428,7 +428,7 @@ impl Renewal {
     }
 
     /// Who takes the places of those that failed; of some of them, where there are too few.
-    fn replacements(&self, failed: &[u8], now: Now) -> Vec<(u8, PeerKey)> {
+    fn replacements(&self, failed: &[u8]) -> Vec<(u8, PeerKey)> {
         let head = &self.task.head;
         let host = |peer: &PeerKey| -> bool { peer.device() == head.manifest.version.device };
         let stays: Vec<&PeerKey> =
@@ -436,11 +436,11 @@ impl Renewal {
         let free =
             |candidate: &&Candidate| !head.holders().contains(&candidate.peer) && !host(&candidate.peer) && candidate.peer != self.task.me;
         // Those that stay are chosen first, so that the diversity rule counts them.
-        let stay = stays.iter().map(|peer| Candidate { peer: **peer, connected: true, first_seen_ms: None, prefix: self.prefix_of(peer) });
+        let stay = stays.iter().map(|peer| Candidate { peer: **peer, connected_ms: Some(0), prefix: self.prefix_of(peer) });
         let candidates: Vec<Candidate> = stay.chain(self.task.candidates.iter().filter(free).cloned()).collect();
         let previous: Vec<PeerKey> = stays.iter().map(|peer| **peer).collect();
         let wanted = head.manifest.shape.n();
-        let chosen = choose_holders(&head.manifest.key, &candidates, &previous, &[], wanted, self.task.diversity, now.wall_ms);
+        let chosen = choose_holders(&head.manifest.key, &candidates, &previous, &[], wanted, self.task.diversity);
         let new = chosen.into_iter().filter(|peer| !previous.contains(peer));
         failed.iter().copied().zip(new).collect()
     }

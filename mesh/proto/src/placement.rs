@@ -3,18 +3,20 @@
 use persona_fragments::{PeerKey, SectionKey};
 use sha2::{Digest as _, Sha256};
 
-/// A peer that lives longer is likelier to go on living: from this age on it goes before younger ones.
+/// Who has stayed longer is likelier to go on staying: from this age on a peer goes before younger ones, and again from four times, 16 times
+/// and 64 times this age.
 pub const AGED_MS: u64 = 3_600_000;
+
+/// Ages beyond `AGED_MS * 4^(AGES - 1)` are not told apart.
+const AGES: u32 = 4;
 
 /// A peer that could hold a shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Candidate {
     /// Who.
     pub peer: PeerKey,
-    /// Whether there is a connection to it now.
-    pub connected: bool,
-    /// When this node first met it, in milliseconds since the Unix epoch, if it remembers.
-    pub first_seen_ms: Option<u64>,
+    /// For how long it has been connected to this node without a break, in milliseconds; `None` if it is not connected.
+    pub connected_ms: Option<u64>,
     /// Where it is: its /24 (IPv4) or /48 (IPv6), or an operator's tag. `None` is exempt from the diversity rule.
     pub prefix: Option<[u8; 8]>,
 }
@@ -22,7 +24,7 @@ pub struct Candidate {
 /// Chooses up to `wanted` holders, by shard index; fewer if there are not that many.
 ///
 /// A holder of the `previous` set that is still a candidate stays, at its index if the number of holders is the same, so that renewing
-/// costs no shard bytes. The others are the best of the rest: connected ones first, then aged ones, then the closest to the section's
+/// costs no shard bytes. The others are the best of the rest: connected ones first, those that have been connected for long before others, then the closest to the section's
 /// Kademlia record key. At most `diversity` of them share a prefix. `exclude` is never chosen: the owner's own node would die together
 /// with what it protects.
 pub fn choose_holders(
@@ -32,7 +34,6 @@ pub fn choose_holders(
     exclude: &[PeerKey],
     wanted: u8,
     diversity: Option<u8>,
-    now_ms: u64,
 ) -> Vec<PeerKey> {
     let wanted = usize::from(wanted);
     let mut chosen: Vec<&Candidate> = Vec::with_capacity(wanted);
@@ -48,10 +49,7 @@ pub fn choose_holders(
         }
     }
     let target: [u8; 32] = Sha256::digest(key.to_kad_key()).into();
-    let rank = |candidate: &Candidate| {
-        let aged = candidate.first_seen_ms.is_some_and(|first| now_ms.saturating_sub(first) >= AGED_MS);
-        (!candidate.connected, !aged, distance(&target, &candidate.peer))
-    };
+    let rank = |candidate: &Candidate| (std::cmp::Reverse(candidate.connected_ms.map(age)), distance(&target, &candidate.peer));
     let mut rest: Vec<(_, &Candidate)> = candidates.iter().map(|candidate| (rank(candidate), candidate)).collect();
     rest.sort_unstable_by_key(|(rank, _)| *rank);
     let kept = chosen.len();
@@ -79,18 +77,22 @@ pub fn choose_diverse_holders(
     previous: &[PeerKey],
     exclude: &[PeerKey],
     wanted: u8,
-    now_ms: u64,
 ) -> Vec<PeerKey> {
     let tolerated = |holders: u8| (holders.saturating_sub(1) / 3).max(1);
     let mut most = tolerated(wanted);
     loop {
-        let chosen = choose_holders(key, candidates, previous, exclude, wanted, Some(most), now_ms);
+        let chosen = choose_holders(key, candidates, previous, exclude, wanted, Some(most));
         let fits = tolerated(chosen.len() as u8);
         if fits >= most {
             return chosen;
         }
         most = fits; // fewer holders tolerate fewer liars
     }
+}
+
+/// 0 for the young, and one more for each age from which a peer is preferred.
+fn age(connected_ms: u64) -> u32 {
+    (connected_ms / AGED_MS).checked_ilog(4).map_or(0, |ages| (ages + 1).min(AGES))
 }
 
 /// Kademlia's: the XOR of the SHA-256 of the record key and of the peer id's bytes.
@@ -107,18 +109,17 @@ mod tests {
     use super::*;
 
     const KEY: SectionKey = SectionKey([7; 32]);
-    const NOW_MS: u64 = 10 * AGED_MS;
 
     fn peer(number: u8) -> PeerKey {
         PeerKey([number; 32])
     }
 
     fn candidates(count: u8) -> Vec<Candidate> {
-        (1..=count).map(|number| Candidate { peer: peer(number), connected: true, first_seen_ms: None, prefix: None }).collect()
+        (1..=count).map(|number| Candidate { peer: peer(number), connected_ms: Some(0), prefix: None }).collect()
     }
 
     fn choose(candidates: &[Candidate], previous: &[PeerKey], wanted: u8) -> Vec<PeerKey> {
-        choose_holders(&KEY, candidates, previous, &[], wanted, None, NOW_MS)
+        choose_holders(&KEY, candidates, previous, &[], wanted, None)
     }
 
     #[test]
@@ -151,12 +152,12 @@ mod tests {
     fn excluded_and_repeated_peers_are_never_chosen() {
         let mut all = candidates(5);
         all.extend(candidates(5));
-        let chosen = choose_holders(&KEY, &all, &[peer(1), peer(1)], &[peer(2)], 10, None, NOW_MS);
+        let chosen = choose_holders(&KEY, &all, &[peer(1), peer(1)], &[peer(2)], 10, None);
         assert_eq!(chosen.len(), 4);
         assert!(!chosen.contains(&peer(2)));
         let distinct: std::collections::BTreeSet<&PeerKey> = chosen.iter().collect();
         assert_eq!(distinct.len(), 4);
-        assert!(choose_holders(&KEY, &all, &[peer(2)], &[peer(2)], 1, None, NOW_MS)[0] != peer(2));
+        assert!(choose_holders(&KEY, &all, &[peer(2)], &[peer(2)], 1, None)[0] != peer(2));
     }
 
     #[test]
@@ -166,7 +167,7 @@ mod tests {
             candidate.prefix = Some([1; 8]);
         }
         let previous: Vec<PeerKey> = all[..4].iter().map(|candidate| candidate.peer).collect();
-        let chosen = choose_holders(&KEY, &all, &previous, &[], 7, Some(2), NOW_MS);
+        let chosen = choose_holders(&KEY, &all, &previous, &[], 7, Some(2));
         assert_eq!(chosen.len(), 6, "two of the six that share a prefix, and the four others");
         assert_eq!(chosen[..2], previous[..2]);
     }
@@ -178,13 +179,13 @@ mod tests {
             for candidate in &mut all[..in_one] {
                 candidate.prefix = Some([1; 8]);
             }
-            let chosen = choose_diverse_holders(&KEY, &all, &[], &[], 10, NOW_MS);
+            let chosen = choose_diverse_holders(&KEY, &all, &[], &[], 10);
             let twins = chosen.iter().filter(|peer| all[..in_one].iter().any(|candidate| candidate.peer == **peer)).count();
             assert!(twins <= ((chosen.len() - 1) / 3).max(1), "{twins} of {} share a network", chosen.len());
             assert!(chosen.len() >= (usize::from(count) - in_one).min(10), "and nobody else is left out");
             // The same holds where they were chosen before the rule was there.
             let before: Vec<PeerKey> = all[..in_one.min(10)].iter().map(|candidate| candidate.peer).collect();
-            let again = choose_diverse_holders(&KEY, &all, &before, &[], 10, NOW_MS);
+            let again = choose_diverse_holders(&KEY, &all, &before, &[], 10);
             let twins = again.iter().filter(|peer| before.contains(peer)).count();
             assert!(twins <= ((again.len() - 1) / 3).max(1));
         }
@@ -194,14 +195,27 @@ mod tests {
     fn connected_go_before_unconnected_and_aged_before_young() {
         let mut all = candidates(9);
         for candidate in &mut all[..3] {
-            candidate.connected = false;
+            candidate.connected_ms = None;
         }
         for candidate in &mut all[3..6] {
-            candidate.first_seen_ms = Some(NOW_MS - AGED_MS);
+            candidate.connected_ms = Some(AGED_MS);
         }
         let chosen = choose(&all, &[], 7);
         assert!(chosen[..3].iter().all(|peer| all[3..6].iter().any(|aged| aged.peer == *peer)));
         assert!(chosen[3..6].iter().all(|peer| all[6..].iter().any(|young| young.peer == *peer)));
         assert!(all[..3].iter().any(|unconnected| unconnected.peer == chosen[6]));
+    }
+
+    #[test]
+    fn each_age_goes_before_the_younger_ones_and_ages_end() {
+        let hours = [0, 1, 3, 4, 15, 16, 63, 64, 255, 256, 10_000];
+        assert_eq!(hours.map(|hours| age(hours * AGED_MS)), [0, 1, 1, 2, 2, 3, 3, 4, 4, 4, 4]);
+        assert_eq!(age(AGED_MS - 1), 0);
+        let mut all = candidates(11);
+        for (candidate, hours) in all.iter_mut().zip(hours) {
+            candidate.connected_ms = Some(hours * AGED_MS);
+        }
+        let oldest: std::collections::BTreeSet<PeerKey> = choose(&all, &[], 4).into_iter().collect();
+        assert_eq!(oldest, all[7..].iter().map(|candidate| candidate.peer).collect());
     }
 }

@@ -1,8 +1,10 @@
 //! Sections whose owners are away: this node's turn to renew one that it holds, and whether a holder that is to be replaced is really silent
 //! (docs/spec/quorum.md#leases).
 
+use std::collections::BTreeSet;
+
 use persona_fragments::{Ack, CertifiedHead, Link, PeerKey, SectionKey};
-use persona_mesh_proto::{Candidate, Mode, Renewal, RenewalOut, RenewalTask, Renewed, Reply, Request, Tag, lease::SILENT_US};
+use persona_mesh_proto::{Mode, Renewal, RenewalOut, RenewalTask, Renewed, Reply, Request, Tag, lease::SILENT_US};
 
 use crate::{
     node::{HEADS_CACHED_MAX, Node, OPS_MAX, Op, OpId},
@@ -60,10 +62,11 @@ impl Node {
         let Some(Op::Renewal(renewing)) = self.ops.get_mut(&op) else { return };
         let RenewalStage::Lookup { head, lock } = &mut renewing.stage else { return };
         let (head, lock) = ((**head).clone(), lock.take());
-        let connected = &self.connected;
-        let candidate = |peer: &PeerKey| Candidate { peer: *peer, connected: connected.contains(peer), first_seen_ms: None, prefix: None };
-        let candidates = peers.iter().map(candidate).collect();
-        let task = RenewalTask { head, me, lock, candidates, diversity: None, bystanders: peers };
+        let diverse = self.config.diversity;
+        let others: BTreeSet<PeerKey> = peers.iter().chain(head.holders()).copied().filter(|peer| *peer != me).collect();
+        let candidates = others.into_iter().map(|peer| self.neighbours.candidate(peer, diverse, now.mono_us)).collect();
+        let diversity = diverse.then(|| head.manifest.shape.f());
+        let task = RenewalTask { head, me, lock, candidates, diversity, bystanders: peers };
         let (renewal, outs) = Renewal::start(task, now);
         renewing.stage = RenewalStage::Running(Box::new(renewal));
         self.run_renewal(op, outs);

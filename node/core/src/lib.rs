@@ -18,6 +18,7 @@ mod import;
 mod leases;
 mod messages;
 mod missing;
+mod neighbours;
 mod node;
 mod own;
 mod pending;

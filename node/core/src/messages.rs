@@ -396,7 +396,7 @@ impl Node {
             self.receive(&envelope);
         }
         if self.messages.announce_next_us <= now.mono_us
-            && !self.connected.is_empty()
+            && !self.neighbours.is_empty()
             && let Some(data) = self.messages.announce.pop_front()
         {
             let id = self.id();
@@ -417,7 +417,7 @@ impl Node {
         }
         let outbox = self.messages.outbox.values().filter_map(|sending| sending.next_us);
         // Alone, they wait for the first connection.
-        let listened = !self.connected.is_empty() && !self.messages.announce.is_empty();
+        let listened = !self.neighbours.is_empty() && !self.messages.announce.is_empty();
         let announce = listened.then_some(self.messages.announce_next_us.max(now.mono_us + 100_000));
         self.messages.next_us = outbox.chain(announce).min().unwrap_or(u64::MAX);
     }
@@ -1037,7 +1037,7 @@ impl Node {
             return;
         }
         // Joining takes a moment; only who knows nobody for a while is alone.
-        if self.connected.is_empty() && !self.canary.ready && now_us < self.canary.started_us + 1_500_000 {
+        if self.neighbours.is_empty() && !self.canary.ready && now_us < self.canary.started_us + 1_500_000 {
             self.canary.next_us = now_us + 100_000;
             return;
         }
@@ -1072,7 +1072,7 @@ impl Node {
             return self.canary_failed();
         }
         let through_network = got.report.shards_from_network >= u32::from(got.report.k);
-        let alone = self.connected.is_empty();
+        let alone = self.neighbours.is_empty();
         self.canary.report = Some(CanaryReport {
             put_ms: self.canary.put_ms,
             get_ms: got.report.ms,

@@ -22,6 +22,7 @@ use crate::{
     leases::{PingOp, RenewalOp},
     messages::Messages,
     missing::Missing,
+    neighbours::Neighbours,
     own::{Owner, OwnerState},
     pending::{AfterKeep, Pending},
     probes::{ProbeOp, Probes},
@@ -340,9 +341,6 @@ pub(crate) const OPS_MAX: usize = 8192;
 /// Certified heads remembered of other owners' sections. When full, the one that expires first makes room.
 pub(crate) const HEADS_CACHED_MAX: usize = 4096;
 
-/// Peers whose networks are remembered.
-const PREFIXES_MAX: usize = 4096;
-
 /// The same alarm is raised again only after so long, in milliseconds.
 const ALARM_REPEAT_MS: u64 = 60_000;
 
@@ -379,9 +377,7 @@ pub struct Node {
     pub(crate) persists: BTreeMap<PersistId, AfterPersist>,
     pub(crate) reads: BTreeMap<ReadId, persona_mesh_proto::ReadId>,
     pub(crate) rtts: Rtts,
-    pub(crate) connected: BTreeSet<PeerKey>,
-    /// Networks of peers that are or were connected. Bounded by [`PREFIXES_MAX`]: beyond it those that are not connected now are forgotten.
-    pub(crate) prefixes: BTreeMap<PeerKey, [u8; 8]>,
+    pub(crate) neighbours: Neighbours,
     pub(crate) probes: Probes,
     pub(crate) clocks: PeerClocks,
     /// Whether the operator was told that the clock is off, by more than the allowance of class active and of the others.
@@ -454,8 +450,7 @@ impl Node {
             persists: BTreeMap::new(),
             reads: BTreeMap::new(),
             rtts: Rtts::default(),
-            connected: BTreeSet::new(),
-            prefixes: BTreeMap::new(),
+            neighbours: Neighbours::default(),
             probes: Probes::default(),
             clocks: PeerClocks::default(),
             clock_off: (false, false),
@@ -503,8 +498,7 @@ impl Node {
             Input::Gossip { message, topic, data } => self.on_gossip(message, topic, &data),
             Input::Published { id, result } => self.on_published(id, result),
             Input::Connected { peer, prefix } => {
-                self.note_prefix(peer, prefix);
-                if self.connected.insert(peer) {
+                if self.neighbours.connected(peer, prefix, now.mono_us) {
                     self.probe_soon(&peer);
                     self.sample_clocks_soon();
                     self.grow_sections(&peer);
@@ -514,7 +508,7 @@ impl Node {
                 }
             }
             Input::Disconnected { peer } => {
-                self.connected.remove(&peer);
+                self.neighbours.disconnected(&peer);
                 self.probe_soon(&peer);
             }
             Input::Tick => {}
@@ -603,17 +597,6 @@ impl Node {
     /// Something changed about an operation: from now on it is looked at when it wants to be.
     pub(crate) fn note_deadline(&mut self, id: OpId) {
         self.due.extend(self.op_deadline(id).map(|at| (at, id)));
-    }
-
-    fn note_prefix(&mut self, peer: PeerKey, prefix: Option<[u8; 8]>) {
-        match prefix {
-            Some(prefix) => self.prefixes.insert(peer, prefix),
-            None => self.prefixes.remove(&peer),
-        };
-        if self.prefixes.len() > PREFIXES_MAX {
-            let connected = &self.connected;
-            self.prefixes.retain(|peer, _| connected.contains(peer));
-        }
     }
 
     fn expire_caches(&mut self) {

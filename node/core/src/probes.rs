@@ -194,7 +194,7 @@ impl Node {
     /// Every holder is watched, and if these are few, some other peers for their clocks.
     fn choose_watched(&mut self, sections: &BTreeMap<PeerKey, Vec<Asked>>) {
         let now_us = self.now.mono_us;
-        let Self { probes, churn, connected, rng, .. } = self;
+        let Self { probes, churn, neighbours, rng, .. } = self;
         for (peer, watched) in &mut probes.peers {
             let holds = sections.contains_key(peer);
             if watched.holds && !holds {
@@ -204,7 +204,7 @@ impl Node {
             }
             watched.holds = holds;
         }
-        probes.peers.retain(|peer, watched| watched.holds || connected.contains(peer));
+        probes.peers.retain(|peer, watched| watched.holds || neighbours.contains(peer));
         for peer in sections.keys() {
             if !probes.peers.contains_key(peer) {
                 probes.peers.insert(*peer, Watched::new(now_us + rng.next_u64() % (PROBE_US / 2), true, now_us));
@@ -215,7 +215,7 @@ impl Node {
             churn.lives(peer, now_us);
         }
         let mut watched = probes.peers.len();
-        let mut others: Vec<PeerKey> = connected.iter().filter(|peer| !probes.peers.contains_key(peer)).copied().collect();
+        let mut others: Vec<PeerKey> = neighbours.iter().filter(|peer| !probes.peers.contains_key(peer)).copied().collect();
         while watched < CLOCK_PEERS && !others.is_empty() {
             // By chance, and not the first: whoever picks his key must not be asked by everybody.
             let peer = others.swap_remove((rng.next_u64() % others.len() as u64) as usize);

@@ -6,7 +6,7 @@
 //!                            └────────────── a third of the TTL, or a failure ──────────────────┘
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use persona_fragments::{
     CertifiedHead, Class, Equivocation, Fields, Manifest, OlderSet, OwnerKey, PeerKey, SealContext, SectionKey, Shape, SignedManifest,
@@ -58,9 +58,6 @@ const CANDIDATES_US: u64 = 10_000_000;
 
 /// A version that was issued no longer ago was issued for the put that is on its way.
 const FRESH_MS: u64 = 15_000;
-
-/// The network of peers whose network nobody knows.
-const UNKNOWN_PREFIX: [u8; 8] = [0xff; 8];
 
 /// Bytes of this size or more are not kept in memory twice, but encoded anew when a put begins.
 const CONTENT_NAME_MAX: usize = persona_agent::index::SECTION_NAME_BYTES_MAX;
@@ -257,7 +254,7 @@ impl Node {
         owned.joined_meanwhile = false;
         let key = owned.key;
         let known =
-            owned.candidates.take().filter(|(until, peers)| *until > started_us && peers.iter().all(|peer| self.connected.contains(peer)));
+            owned.candidates.take().filter(|(until, peers)| *until > started_us && peers.iter().all(|peer| self.neighbours.contains(peer)));
         let stage = PutStage::Lookup;
         self.ops.insert(
             op,
@@ -373,25 +370,18 @@ impl Node {
     fn prepare_put(&mut self, id: &OwnerKey, name: &str, peers: &[PeerKey]) -> Result<Prepared, CallError> {
         let now = self.now;
         let me = self.me;
-        let (connected, diverse) = (self.connected.clone(), self.config.diversity);
-        let prefixes = if diverse { self.prefixes.clone() } else { BTreeMap::new() };
-        // Where nobody knows whose network a peer is in, all such might be in one.
-        let prefix_of = |peer: &PeerKey| prefixes.get(peer).copied().or((!connected.contains(peer)).then_some(UNKNOWN_PREFIX));
-        let candidate = |peer: &PeerKey| Candidate {
-            peer: *peer,
-            connected: connected.contains(peer),
-            first_seen_ms: None,
-            prefix: prefix_of(peer).filter(|_| diverse),
-        };
+        let diverse = self.config.diversity;
         let choose = |key: &SectionKey, candidates: &[Candidate], previous: &[PeerKey], exclude: &[PeerKey], wanted: u8| match diverse {
-            true => choose_diverse_holders(key, candidates, previous, exclude, wanted, now.wall_ms),
-            false => choose_holders(key, candidates, previous, exclude, wanted, None, now.wall_ms),
+            true => choose_diverse_holders(key, candidates, previous, exclude, wanted),
+            false => choose_holders(key, candidates, previous, exclude, wanted, None),
         };
         let last =
             self.owners.get(id).and_then(|owner| owner.sections.get(name)).and_then(|owned| Some((owned.head.as_ref()?, owned.class)));
         let gone = last.map(|(head, class)| self.gone_holders(head.holders(), class)).unwrap_or_default();
         let mut last_alive: Vec<(u64, PeerKey)> = gone.iter().map(|peer| (self.probes.alive_us(peer), *peer)).collect();
         last_alive.sort_unstable();
+        let neighbours = &self.neighbours;
+        let candidate = |peer: &PeerKey| neighbours.candidate(*peer, diverse, now.mono_us);
         let Some(owner) = self.owners.get_mut(id) else { return Err(CallError::UnknownAgent(id.to_did())) };
         let term = owner.term;
         let Some(owned) = owner.sections.get_mut(name) else { return Err(CallError::BadRequest(format!("no section {name}"))) };
@@ -422,7 +412,7 @@ impl Node {
         let previous: Vec<PeerKey> = owned.head.as_ref().map(|head| head.holders().to_vec()).unwrap_or_default();
         // A lookup that does not list a holder is no reason to move its shard. New content is sent to all anyway: there it goes to the living.
         let stays =
-            |peer: &&PeerKey| !peers.contains(peer) && !gone.contains(*peer) && (owned.changed.is_none() || connected.contains(*peer));
+            |peer: &&PeerKey| !peers.contains(peer) && !gone.contains(*peer) && (owned.changed.is_none() || neighbours.contains(peer));
         let candidates: Vec<Candidate> =
             peers.iter().chain(previous.iter().filter(stays)).filter(|peer| **peer != me).map(candidate).collect();
         let avoided = owned.avoid.keys().chain(&gone).copied().filter(|peer| candidates.iter().any(|c| c.peer == *peer));
@@ -758,7 +748,7 @@ impl Node {
                 let joined = std::mem::take(&mut owned.joined_meanwhile).then_some(soon_us);
                 // Whoever did not answer and is still connected is asked again when the quarantine is over.
                 let silent =
-                    owned.avoid.iter().filter(|(peer, _)| self.connected.contains(peer)).map(|(_, until)| soon_us.max(*until)).max();
+                    owned.avoid.iter().filter(|(peer, _)| self.neighbours.contains(peer)).map(|(_, until)| soon_us.max(*until)).max();
                 if let Some(grow_us) = joined.or(silent).filter(|at| small && owned.due_us.is_some_and(|due| due > *at)) {
                     (owned.due_us, owned.grow_from, owned.candidates) = (Some(grow_us), Some(renew_us), None);
                 }

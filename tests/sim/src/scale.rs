@@ -197,12 +197,12 @@ impl Mesh {
         let closest = self.look_up(owner.node, &key, cost);
         let previous: Vec<PeerKey> = owner.last.as_ref().map(|manifest| manifest.holders.clone()).unwrap_or_default();
         let is_there = |peer: &PeerKey| self.overlay.conditions[self.by_peer[peer]] == Condition::Well;
-        let candidate = |peer: &PeerKey| Candidate { peer: *peer, connected: is_there(peer), first_seen_ms: None, prefix: None };
+        let candidate = |peer: &PeerKey| Candidate { peer: *peer, connected_ms: is_there(peer).then_some(0), prefix: None };
         let mut candidates: Vec<Candidate> = closest.iter().map(candidate).collect();
         candidates.extend(previous.iter().filter(|peer| !closest.contains(peer) && is_there(peer)).map(candidate));
         let wanted = Shape::holders_wanted(spec.level);
         let own = [self.peers[owner.node]];
-        let holders = choose_holders(&key, &candidates, &previous, &own, wanted, None, self.now.wall_ms);
+        let holders = choose_holders(&key, &candidates, &previous, &own, wanted, None);
         let Some(shape) = Shape::for_level(spec.level, holders.len()) else { return };
         let shards = encode(&owner.content, shape).expect("content");
         owner.seq += 1;

@@ -822,7 +822,7 @@ impl World {
     fn start_renewal(&mut self, node: usize, head: CertifiedHead, lock: Option<persona_fragments::Link>) {
         let me = self.nodes[node].key;
         let up: Vec<PeerKey> = self.nodes.iter().filter(|node| node.holder.is_some()).map(|node| node.key).collect();
-        let candidate = |peer: &PeerKey| Candidate { peer: *peer, connected: true, first_seen_ms: None, prefix: None };
+        let candidate = |peer: &PeerKey| Candidate { peer: *peer, connected_ms: Some(0), prefix: None };
         let candidates = up.iter().filter(|peer| **peer != me).map(candidate).collect();
         let task = RenewalTask { head, me, lock, candidates, diversity: None, bystanders: Vec::new() };
         let (renewal, outs) = Renewal::start(task, self.now);

@@ -4,7 +4,7 @@ use persona_core::{Answer, Call, report::AnalysisReport};
 use persona_fragments::{Class, OwnerKey, SectionKey};
 use persona_mesh_proto::Mode;
 
-use crate::World;
+use crate::{World, probes::in_networks};
 
 fn leased(agent: OwnerKey, ttl_ms: u64, renew_for_ms: u64) -> Call {
     Call::PutSection {
@@ -98,4 +98,61 @@ fn an_owner_that_lives_is_never_helped() {
     world.run_s(600);
     let renewed = |world: &mut World, host| world.status(host).counters.get("leases_renewed").copied().unwrap_or(0);
     assert_eq!((0..12).map(|host| renewed(&mut world, host)).sum::<u64>(), 0);
+}
+
+/// Ten hosts that have known one another for hours, and six that have just come.
+fn with_newcomers(seed: u64) -> World {
+    let mut world = World::of(16, seed);
+    let newcomers: Vec<usize> = (10..16).collect();
+    world.crash_all(&newcomers);
+    world.run_s(2 * 3600);
+    newcomers.into_iter().for_each(|host| world.restart(host));
+    world.run_s(5);
+    world
+}
+
+#[test]
+fn places_go_to_those_that_have_been_there_for_long_at_a_put_and_at_a_handover() {
+    let mut world = with_newcomers(405);
+    let ada = world.create(0, "ada");
+    let id = world.call(0, leased(ada, 60_000, 3_600_000));
+    let report = world.put_answer(id).expect("it commits");
+    let key = SectionKey::from_kad_key(&report.kad_key).expect("a key");
+    let before = world.holders(0, ada, "doc/letter");
+    assert!(before.len() == 7 && before.iter().all(|host| *host < 10), "seven of the nine that are not the owner's host: {before:?}");
+    world.run_s(30);
+    world.crash_all(&[0, before[0], before[1]]);
+    let (gone, reader) = ([before[0], before[1]], before[2]);
+    world.run_s(90);
+    let now = analysis(&mut world, reader, key);
+    let now: Vec<String> = now.holders.into_iter().map(|holder| holder.peer_id).collect();
+    let now = world.hosts_named(&now);
+    assert!(now.len() == 7 && now.iter().all(|host| *host < 10 && !gone.contains(host)), "the last two of them: {before:?}, then {now:?}");
+}
+
+/// Who leads does not know its own network, so it may give the place to one more of it.
+#[test]
+fn handovers_heed_networks_where_that_is_configured() {
+    let mut world = in_networks(24, 12, 602, true);
+    let ada = world.create(0, "ada");
+    let id = world.call(0, leased(ada, 60_000, 3_600_000));
+    let key = SectionKey::from_kad_key(&world.put_answer(id).expect("it commits").kad_key).expect("a key");
+    world.run_s(30);
+    world.crash(0);
+    let mut lonely = 0;
+    for _ in 0..12 {
+        let up: Vec<usize> = (1..24).filter(|host| world.up(*host)).collect();
+        let holders = analysis(&mut world, up[0], key).holders.into_iter().map(|holder| holder.peer_id).collect::<Vec<_>>();
+        let holders = world.hosts_named(&holders);
+        let twins = holders.iter().filter(|host| **host <= 12).count();
+        assert!(twins <= 3, "two may lie, and one more: {holders:?}");
+        let Some(victim) = holders.into_iter().find(|host| *host > 12 && world.up(*host)) else { break };
+        if up.iter().filter(|host| **host > 12).count() <= 5 {
+            break; // else there are not enough networks
+        }
+        world.crash(victim);
+        lonely += 1;
+        world.run_s(90);
+    }
+    assert!(lonely >= 4, "{lonely} had a network of their own and went");
 }

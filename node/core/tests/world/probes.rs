@@ -222,7 +222,7 @@ fn a_put_tells_its_chance_of_loss_by_what_was_seen_here() {
 }
 
 /// A world whose hosts are in networks: `in_one` of them in the same one, the others each in their own.
-fn in_networks(count: usize, in_one: usize, seed: u64, diversity: bool) -> World {
+pub(crate) fn in_networks(count: usize, in_one: usize, seed: u64, diversity: bool) -> World {
     let mut world = World::with(count, seed, persona_core::Config { diversity, ..persona_core::Config::default() });
     world.cut(&(0..count / 2).collect::<Vec<_>>());
     for host in 1..count {
