@@ -18,13 +18,21 @@ use crate::{
     wire::{self, DecodeError},
 };
 
-/// The most links of a lease: with them a head is still under 64 KiB, and quickly verified. Then the holders stay as they are.
-pub const LINKS_MAX: usize = 48;
+/// The most links of a lease: enough for a week of churn (docs/survival.md), and with them a head is still under 96 KiB. Then the holders stay as
+/// they are.
+pub const LINKS_MAX: usize = 96;
 
-/// A turn is this fraction of the TTL. Half of them are left when a link is due, more than there may be faulty holders in a row.
+/// A turn is this fraction of the TTL.
 pub const TURNS: u64 = 16;
 
-const _: () = assert!(TURNS / 2 > (crate::shape::HOLDERS_MAX as u64 - 1) / 3);
+/// The first link is due so many turns after the manifest: later than an owner that lives renews, and early enough that more turns are left than
+/// there may be faulty holders in a row.
+pub const FIRST_TURNS: u64 = TURNS / 2;
+
+/// Each other one is due so many turns after the one before: whoever goes in the meantime is not replaced, and with more than `f` of them nobody is.
+pub const LINK_TURNS: u64 = TURNS / 4;
+
+const _: () = assert!(TURNS - FIRST_TURNS > (crate::shape::HOLDERS_MAX as u64 - 1) / 3);
 
 /// Domain label: what is hashed for one purpose cannot serve another.
 const HANDOVER_LABEL: &[u8] = b"persona/handover/v1";
@@ -112,7 +120,8 @@ impl Manifest {
 
     /// When a link is due that follows one of this time, or the manifest of this time.
     pub fn next_link_due_ms(&self, before_ms: u64) -> u64 {
-        before_ms.saturating_add(self.ttl_ms / 2)
+        let turns = if before_ms == self.issued_at_ms { FIRST_TURNS } else { LINK_TURNS };
+        before_ms.saturating_add(turns * self.turn_ms())
     }
 
     /// When a link of this time expires.

@@ -29,7 +29,10 @@ type Numbers = Vec<u8>;
 
 /// A link that is due at `hours`, with the consents of the first `n - f`.
 fn link(manifest: &SignedManifest, before: &Numbers, half_hours: u64, replaced: &[(u8, u8)]) -> (Link, Handover, Numbers) {
-    let issued_at_ms = NEW_YEAR_MS + half_hours * HOUR_MS / 2;
+    link_at(manifest, before, NEW_YEAR_MS + half_hours * HOUR_MS / 2, replaced)
+}
+
+fn link_at(manifest: &SignedManifest, before: &Numbers, issued_at_ms: u64, replaced: &[(u8, u8)]) -> (Link, Handover, Numbers) {
     let keys: Vec<PeerKey> = before.iter().map(|number| key(*number)).collect();
     let replaced: Vec<(u8, PeerKey)> = replaced.iter().map(|(index, number)| (*index, key(*number))).collect();
     let handover = Handover::of(manifest, &keys, issued_at_ms, &replaced).expect("sound");
@@ -125,6 +128,21 @@ fn only_the_last_link_may_change_nothing_and_it_makes_room() {
 }
 
 #[test]
+fn the_first_link_is_due_after_half_the_ttl_and_each_other_one_after_a_quarter() {
+    let manifest = leased(3, 7);
+    let before: Numbers = (0..7).collect();
+    let with = |first_after_ms: u64, second_after_ms: u64| {
+        let (first, _, after) = link_at(&manifest, &before, NEW_YEAR_MS + first_after_ms, &[(0, 10)]);
+        let (second, handover, after) = link_at(&manifest, &after, first.issued_at_ms + second_after_ms, &[(1, 11)]);
+        head_with(&manifest, &[first, second], &acks(&manifest, &handover, &after)).map(|_| ())
+    };
+    let not_due = |number| Err(CertificateError::Handover(LeaseError::Time(number)));
+    assert_eq!(with(HOUR_MS / 2, HOUR_MS / 4), Ok(()));
+    assert_eq!(with(HOUR_MS / 2 - 1, HOUR_MS / 4), not_due(0));
+    assert_eq!(with(HOUR_MS / 2, HOUR_MS / 4 - 1), not_due(1));
+}
+
+#[test]
 fn the_longest_lease_of_the_largest_set_still_fits_a_record() {
     let manifest = leased(10, 16);
     let mut holders: Numbers = (0..16).collect();
@@ -141,7 +159,7 @@ fn the_longest_lease_of_the_largest_set_still_fits_a_record() {
     let lease = lease.expect("as many as there may be");
     assert_eq!(lease.links().len(), LINKS_MAX);
     let head = CertifiedHead { lease: Some(lease.clone()), ..head((*manifest).clone()) };
-    assert!(head.to_bytes().len() < 64 << 10, "{}", head.to_bytes().len());
+    assert!(head.to_bytes().len() < 96 << 10, "{}", head.to_bytes().len());
     assert_eq!(CertifiedHead::from_bytes(&head.to_bytes(), &Ed25519Verifier).as_ref(), Ok(&head));
     assert_eq!(head.holders(), lease.holders());
     assert_eq!(head.expires_at_ms(), lease.issued_at_ms() + manifest.ttl_ms);

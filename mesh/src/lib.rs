@@ -59,7 +59,7 @@ pub const JUDGEMENT_TIMEOUT: Duration = Duration::from_secs(10);
 pub const GOSSIP_BYTES_MAX: usize = 64 << 10;
 
 /// The longest head that Kademlia serves. All nodes of a mesh must agree on it.
-pub const HEAD_BYTES_MAX: usize = 64 << 10;
+pub const HEAD_BYTES_MAX: usize = 112 << 10;
 
 /// Speaks to the swarm task. When the last clone is dropped, the task ends.
 #[derive(Clone)]

@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use persona_fragments::{
-    Ack, CertifiedHead, Handover, Lease, Link, PeerKey, Verifier,
+    Ack, CertifiedHead, Handover, Lease, Link, PeerKey, Shape, Verifier,
     certificate::HeadWire,
     lease::{LINKS_MAX, quorum_of},
 };
@@ -32,6 +32,24 @@ const RESEND_US: u64 = 1_000_000;
 
 /// A round is over after three pauses and so long.
 const ROUND_US: u64 = 5_000_000;
+
+/// Changes by which a lease may be ahead of its time for each further failure that is waited for.
+const AHEAD: usize = 12;
+
+/// For how many failed holders the set is changed once more, after so many `changes`, when so much of the time of a lease has passed; `None`:
+/// never again.
+///
+/// Changes are bounded, and are to last as long as the lease. As long as no greater part of them is used up than of the time, one failure is
+/// enough. Beyond that more are waited for, but never more than `f` (docs/survival.md#why-changes-are-paced).
+pub fn failures_worth(shape: Shape, changes: usize, passed_ms: u64, lease_ms: u64) -> Option<usize> {
+    let all = LINKS_MAX - 1;
+    if changes >= all {
+        return None;
+    }
+    let due = u128::from(passed_ms.min(lease_ms)) * all as u128 / u128::from(lease_ms.max(1));
+    let ahead = changes.saturating_sub(due as usize);
+    Some((1 + ahead.div_ceil(AHEAD)).min(shape.f().max(1).into()))
+}
 
 /// What to renew.
 #[derive(Clone, Debug)]
@@ -412,10 +430,12 @@ impl Renewal {
             return self.finish(Renewed::Failed, out);
         }
         let changes = head.lease.as_ref().map_or(0, |lease| lease.links().iter().filter(|link| !link.replaced.is_empty()).count());
+        let since_ms = |until_ms: u64| until_ms.saturating_sub(head.manifest.issued_at_ms);
+        let worth = failures_worth(head.manifest.shape, changes, since_ms(self.started.wall_ms), since_ms(head.manifest.renew_until_ms));
         let replaced = match &self.task.lock {
             Some(link) => link.replaced.clone(),
-            None if changes >= LINKS_MAX - 1 || failed.len() < 1 + changes * f / LINKS_MAX => Vec::new(),
-            None => self.replacements(&failed),
+            None if worth.is_some_and(|worth| failed.len() >= worth) => self.replacements(&failed),
+            None => Vec::new(),
         };
         let issued_at_ms = self.started.wall_ms;
         let Some(handover) = Handover::of(&head.manifest, head.holders(), issued_at_ms, &replaced) else {
@@ -562,5 +582,27 @@ impl Renewal {
 
     fn end_us(&self) -> u64 {
         self.started.mono_us.saturating_add(3 * self.pause_us() + ROUND_US)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use persona_fragments::Shape;
+
+    use super::*;
+
+    #[test]
+    fn changes_last_as_long_as_the_lease_and_never_wait_for_more_than_may_fail() {
+        let shape = |level: u8, n: usize| Shape::for_level(level, n).expect("holders");
+        let worth = |shape: Shape, changes: usize, percent: u64| failures_worth(shape, changes, percent * 10, 1000);
+        let core = shape(5, 10);
+        assert_eq!(core.f(), 3);
+        // On time: at once. Ahead of it by up to 12, 24, and more.
+        assert_eq!([0, 47, 48, 59, 60, 95 - 1].map(|changes| worth(core, changes, 50)), [1, 1, 2, 2, 3, 3].map(Some));
+        assert_eq!(worth(core, 94, 99), Some(1));
+        assert_eq!(worth(core, LINKS_MAX - 1, 99), None, "all used up");
+        assert_eq!([0, 1, 12, 13].map(|changes| worth(core, changes, 0)), [1, 2, 2, 3].map(Some));
+        assert_eq!(worth(shape(10, 16), 94, 0), Some(5));
+        assert_eq!(worth(shape(2, 4), 94, 0), Some(1), "one may fail: two are too many to wait for");
     }
 }

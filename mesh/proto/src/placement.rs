@@ -90,8 +90,8 @@ pub fn choose_diverse_holders(
     }
 }
 
-/// 0 for the young, and one more for each age from which a peer is preferred.
-fn age(connected_ms: u64) -> u32 {
+/// How a peer that has been connected for so long is preferred: 0 for the young, and one more for each of the ages that are told apart.
+pub fn age(connected_ms: u64) -> u32 {
     (connected_ms / AGED_MS).checked_ilog(4).map_or(0, |ages| (ages + 1).min(AGES))
 }
 

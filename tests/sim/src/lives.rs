@@ -17,19 +17,50 @@ pub struct Churn {
     pub shape: f64,
     /// Weibull's scale, in hours.
     pub scale_h: f64,
+    /// Whether these are lives from their beginning, and not of whoever is there at some moment.
+    pub from_the_start: bool,
 }
+
+/// Who comes and goes within so long, in seconds, is not seen to have come.
+pub const NEWCOMER_S: f64 = 600.0;
 
 /// Every set.
 pub const SETS: [Churn; 3] = [
-    Churn { name: "residual", about: "whoever answers now: holders in the Mainline DHT, as measured", shape: 0.535, scale_h: 22.2 },
-    Churn { name: "fresh", about: "whoever has just come: sessions in IPFS, from their start", shape: 0.61, scale_h: 3.7 },
-    Churn { name: "mobile", about: "phones that are reachable now", shape: 0.83, scale_h: 3.0 },
+    Churn {
+        name: "residual",
+        about: "whoever answers now: holders in the Mainline DHT, as measured",
+        shape: 0.535,
+        scale_h: 22.2,
+        from_the_start: false,
+    },
+    Churn {
+        name: "fresh",
+        about: "whoever has just come: sessions in IPFS, from their start",
+        shape: 0.61,
+        scale_h: 3.7,
+        from_the_start: true,
+    },
+    Churn { name: "mobile", about: "phones that are reachable now", shape: 0.83, scale_h: 3.0, from_the_start: false },
 ];
 
 impl Churn {
     /// The set of this name.
     pub fn named(name: &str) -> Option<Self> {
         SETS.into_iter().find(|set| set.name == name)
+    }
+
+    /// How long one stays who comes later, in seconds.
+    ///
+    /// Where whoever is there at a moment has been measured, lives of newcomers follow from it: if it never mattered when one looked, the chance
+    /// to stay `t` at the age of `s` is `R'(s + t) / R'(s)`, `R` being what was measured. That is the least of two lives: of Weibull's beyond `s`, and of
+    /// Pareto's. It has no mean at `s = 0`, for who looks at a moment sees few of those that stay for seconds: a newcomer counts from the
+    /// age of [`NEWCOMER_S`].
+    pub fn newcomer_s(&self, rng: &mut ChaCha8Rng) -> f64 {
+        if self.from_the_start {
+            return self.life_s(rng);
+        }
+        let pareto = NEWCOMER_S * (uniform(rng).powf(-1.0 / (1.0 - self.shape)) - 1.0);
+        pareto.min(self.life_beyond_s(rng, NEWCOMER_S) - NEWCOMER_S)
     }
 
     /// The share that is still there after so many seconds.

@@ -91,6 +91,9 @@ enum Verb {
         /// Meshes of whole nodes that are run for each line of the comparison; 0: none
         #[arg(long, default_value_t = 20)]
         meshes: u64,
+        /// Meshes of whole nodes that are run for seven days each, with a lease; 0: none
+        #[arg(long, default_value_t = 4)]
+        lease_meshes: u64,
         /// What everything is drawn from
         #[arg(long, default_value_t = 1)]
         seed: u64,
@@ -258,7 +261,9 @@ fn main() -> ExitCode {
             Err(error) => failed(&error),
         },
         Verb::Mutants { seeds, only, without, seconds, threads, json } => run_mutants(seeds, &only, &without, seconds, threads, json),
-        Verb::Survival { sections, meshes, seed, plots, json } => survive(sections, meshes, seed, plots.as_deref(), json),
+        Verb::Survival { sections, meshes, lease_meshes, seed, plots, json } => {
+            survive(sections, (meshes, lease_meshes), seed, plots.as_deref(), json)
+        }
         Verb::Scale { nodes, operations, dead, seed, json } => scale(&nodes, operations, dead, seed, json),
         Verb::Replay { seed, without, storm_ms, churn, verbose, section } => {
             let trace = match read_churn(churn) {
@@ -279,9 +284,12 @@ fn main() -> ExitCode {
     }
 }
 
-fn survive(sections: u64, meshes: u64, seed: u64, folder: Option<&Path>, json: bool) -> ExitCode {
+fn survive(sections: u64, (meshes, lease_meshes): (u64, u64), seed: u64, folder: Option<&Path>, json: bool) -> ExitCode {
     let (rows, plots) = survival::draw_all(sections, seed);
-    let mut report = survival::Report { sections, rows, real: Vec::new() };
+    let leased_sections = (sections / 50).max(1);
+    let (leased, leased_plot) = survival::draw_leased(leased_sections, seed);
+    let (real, real_leased) = (Vec::new(), Vec::new());
+    let mut report = survival::Report { sections, rows, real, leased_sections, leased, real_leased };
     let lines = if meshes > 0 { &survival::REAL[..] } else { &[] };
     for (churn, keeper) in lines {
         eprintln!("running {meshes} meshes under {churn} churn ...");
@@ -293,8 +301,19 @@ fn survive(sections: u64, meshes: u64, seed: u64, folder: Option<&Path>, json: b
             }
         }
     }
-    for (path, plot) in folder.iter().flat_map(|folder| plots.iter().map(move |(class, plot)| (folder.join(class.name()), plot))) {
-        let path = path.with_extension("svg");
+    if lease_meshes > 0 {
+        eprintln!("running {lease_meshes} meshes for seven days ...");
+        match survival::real_leased("residual", &survival::Leased::week(), lease_meshes, seed) {
+            Ok(real) => report.real_leased.extend(real),
+            Err(error) => {
+                eprintln!("error: {error}");
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    let plots = plots.iter().map(|(class, plot)| (class.name(), plot)).chain([("leased", &leased_plot)]);
+    for (name, plot) in plots.filter(|_| folder.is_some()) {
+        let path = folder.unwrap_or(Path::new("")).join(name).with_extension("svg");
         if let Err(error) = std::fs::write(&path, plot) {
             eprintln!("error: {} cannot be written: {error}", path.display());
             return ExitCode::FAILURE;

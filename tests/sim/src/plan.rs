@@ -239,8 +239,8 @@ pub struct Plan {
     pub lies: Vec<Lie>,
     /// Nodes sign with Ed25519.
     pub real_signatures: bool,
-    /// Holders renew among themselves, as they do by default.
-    pub leases: bool,
+    /// For how long holders renew among themselves what they renew at all, in seconds, in place of the default.
+    pub renew_for_s: Option<u64>,
     /// Who comes and goes when, from a file: else a distribution is drawn.
     pub trace: Option<Arc<Trace>>,
     /// All that happens is hashed, so that a second run can be compared with the first.
@@ -326,7 +326,7 @@ impl Plan {
             faulty,
             tolerated: f,
             lies,
-            leases: true,
+            renew_for_s: None,
             real_signatures: below(rng, 100) == 0,
             trace: None,
             traced: seed.is_multiple_of(TRACED),

@@ -16,9 +16,11 @@ use crate::{
     plot::{self, Line, Look, Panel},
 };
 
+mod leased;
 mod meshes;
 
-pub use meshes::{REAL, Real, real};
+pub use leased::{Leased, LeasedRow, draw_leased};
+pub use meshes::{LeasedReal, REAL, Real, real, real_leased};
 
 /// A renewal is due after a third of the lifetime.
 const RENEWALS_PER_TTL: f64 = 3.0;
@@ -32,7 +34,7 @@ const POINTS: usize = 60;
 /// How long a plot with an owner goes on, in lifetimes.
 const LIFETIMES_SHOWN: f64 = 3.0;
 
-/// Who keeps a section alive. Leases are switched off in what is run: holders that renew among themselves would be a third keeper.
+/// Who keeps a section alive, where holders do not renew it among themselves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Keeper {
@@ -209,6 +211,12 @@ pub struct Report {
     pub rows: Vec<Row>,
     /// What whole nodes did.
     pub real: Vec<Real>,
+    /// Sections drawn for each line of those with leases.
+    pub leased_sections: u64,
+    /// The table of leases.
+    pub leased: Vec<LeasedRow>,
+    /// What whole nodes did with leases.
+    pub real_leased: Vec<LeasedReal>,
 }
 
 /// Draws for every class and every churn; the plots are by class.
@@ -312,26 +320,38 @@ impl fmt::Display for Report {
             let after = words(*after_s);
             writeln!(f, "| {class} | {churn} | {owner} | {after} | {lost} | {placed} | {commit} | {copies} | {stale} | {at_quorum} |")?;
         }
-        if self.real.is_empty() {
-            return Ok(());
+        writeln!(f, "\nleased, owner gone; {} sections drawn for each line", self.leased_sections)?;
+        writeln!(
+            f,
+            "| class | lease | churn | after | reconstructible lost | not `regular` | lost, any age | gone between links | formula | full copies |"
+        )?;
+        writeln!(f, "|---|---|---|---|---|---|---|---|---|---|")?;
+        for row in &self.leased {
+            writeln!(f, "{}", row.line())?;
         }
-        writeln!(f, "\nwhole nodes, class core, beside lives that are drawn")?;
-        writeln!(f, "| churn | owner | after | asked | reconstructible | drawn | `regular` | drawn |")?;
-        writeln!(f, "|---|---|---|---|---|---|---|---|")?;
+        let counted = |share: &Share| format!("{:.4} ({:.4} to {:.4})", share.share, share.low, share.high);
+        if !self.real.is_empty() {
+            writeln!(f, "\nwhole nodes, class core, beside lives that are drawn")?;
+            writeln!(f, "| churn | owner | after | asked | reconstructible | drawn | `regular` | drawn |")?;
+            writeln!(f, "|---|---|---|---|---|---|---|---|")?;
+        }
         for real in &self.real {
             let owner = if real.keeper == Keeper::Owner { "there" } else { "gone" };
-            let counted = |share: &Share| format!("{:.4} ({:.4} to {:.4})", share.share, share.low, share.high);
-            writeln!(
-                f,
-                "| {} | {owner} | {} | {} | {} | {:.4} | {} | {:.4} |",
-                real.churn,
-                words(real.after_s),
-                real.reconstructible.of,
-                counted(&real.reconstructible),
-                real.drawn_reconstructible,
-                counted(&real.regular),
-                real.drawn_regular
-            )?;
+            let Real { churn, after_s, reconstructible, drawn_reconstructible, regular, drawn_regular, .. } = real;
+            let (after, asked) = (words(*after_s), reconstructible.of);
+            let (whole, fresh) = (counted(reconstructible), counted(regular));
+            writeln!(f, "| {churn} | {owner} | {after} | {asked} | {whole} | {drawn_reconstructible:.4} | {fresh} | {drawn_regular:.4} |")?;
+        }
+        if !self.real_leased.is_empty() {
+            writeln!(f, "\nwhole nodes, class core, owner gone, leased")?;
+            writeln!(f, "| churn | lease | after | asked | reconstructible | drawn | `regular` | drawn |")?;
+            writeln!(f, "|---|---|---|---|---|---|---|---|")?;
+        }
+        for real in &self.real_leased {
+            let LeasedReal { churn, lease_s, after_s, reconstructible, drawn_reconstructible, regular, drawn_regular } = real;
+            let (lease, after, asked) = (words(*lease_s), words(*after_s), reconstructible.of);
+            let (whole, fresh) = (counted(reconstructible), counted(regular));
+            writeln!(f, "| {churn} | {lease} | {after} | {asked} | {whole} | {drawn_reconstructible:.4} | {fresh} | {drawn_regular:.4} |")?;
         }
         Ok(())
     }
@@ -344,6 +364,7 @@ fn lost(share: &Share) -> String {
 
 fn words(seconds: f64) -> String {
     match seconds {
+        seconds if seconds >= 48.0 * 3600.0 || seconds == 24.0 * 3600.0 => format!("{} d", seconds / 86_400.0),
         seconds if seconds >= 3600.0 => format!("{} h", seconds / 3600.0),
         seconds if seconds >= 120.0 => format!("{} min", seconds / 60.0),
         seconds => format!("{seconds} s"),
@@ -366,7 +387,7 @@ mod tests {
     fn lives_that_are_drawn_lose_what_the_formula_says() {
         let mut rng = stream(2, "formula");
         for kind in kinds() {
-            let churn = Churn { name: "harsh", about: "", shape: 1.0, scale_h: 1.5 * kind.ttl_s / 3600.0 };
+            let churn = Churn { name: "harsh", about: "", shape: 1.0, scale_h: 1.5 * kind.ttl_s / 3600.0, from_the_start: true };
             let tally = draw(&kind, &churn, Keeper::Nobody, 20_000, kind.ttl_s, false, &mut rng);
             let there = churn.stays(kind.ttl_s);
             let (whole, fresh) = (tally.at(&tally.whole, kind.ttl_s), tally.at(&tally.fresh, kind.ttl_s));

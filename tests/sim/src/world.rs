@@ -366,8 +366,8 @@ fn config_of(plan: &Plan) -> Config {
         // A life shorter than the allowance for clocks would only be a refresh every instant.
         spec.ttl = (spec.ttl / plan.ttl_divisor).max(Duration::from_secs(12));
         spec.level = plan.level;
-        if !plan.leases {
-            spec.renew_for = Duration::ZERO;
+        if let Some(renew_for_s) = plan.renew_for_s.filter(|_| !spec.renew_for.is_zero()) {
+            spec.renew_for = Duration::from_secs(renew_for_s);
         }
     };
     let Classes { core, relationship, active, document } = &mut config.classes;

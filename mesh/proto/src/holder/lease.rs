@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// Sets that a holder has signed for, of one section, and that have not expired. When there are so many it consents to no further one: `Busy`.
-pub(crate) const SIGNED_MAX: usize = 8;
+pub(crate) const SIGNED_MAX: usize = 16;
 
 /// Peers whose silence this node looks into. When there are so many, whoever proposes to replace a further one hears `Busy`.
 const PROBES_MAX: usize = 256;

@@ -129,7 +129,7 @@ fn a_renewal_with_the_same_holders_moves_no_shard() {
     let count = |kind: &str| world.sent.iter().filter(|sent| sent.kind == kind).count();
     let rounds = world.tasks.iter().filter(|task| task.renewed.is_some()).count();
     assert_eq!((count("take"), count("prepare"), count("handover")), (0, 0, 0));
-    assert!((8..=11).contains(&rounds), "one round for each half TTL, not {rounds}");
+    assert!((17..=20).contains(&rounds), "one round after half a TTL and one for each quarter that follows, not {rounds}");
     assert_eq!(count("renew"), rounds * 9);
 }
 

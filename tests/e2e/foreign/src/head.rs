@@ -18,7 +18,7 @@ const ROOT_LABEL: &[u8] = b"persona/ack-root/v1";
 const HANDOVER_LABEL: &[u8] = b"persona/handover/v1";
 
 /// The most links of a lease.
-const LINKS_MAX: usize = 48;
+const LINKS_MAX: usize = 96;
 
 /// Leaves that one signature of a holder may cover.
 const BATCH_LEAVES_MAX: u16 = 1024;
@@ -245,7 +245,9 @@ pub fn check_lease(manifest: &Manifest, manifest_hash: &[u8; 32], lease: &Lease,
     let (mut before, mut time_before, mut sets) = (manifest.holders.clone(), manifest.issued_at_ms, Vec::new());
     let mut last = None;
     for link in lease.links.iter().filter(|_| bounded) {
-        let due = link.issued_at_ms >= time_before + manifest.ttl_ms / 2 && link.issued_at_ms < manifest.renew_until_ms; // 1
+        let turns = if time_before == manifest.issued_at_ms { 8 } else { 4 };
+        let after_ms = turns * (manifest.ttl_ms / 16).max(1);
+        let due = link.issued_at_ms >= time_before + after_ms && link.issued_at_ms < manifest.renew_until_ms; // 1
         let in_order = link.replaced.windows(2).all(|pair| pair[0].0 < pair[1].0) && link.replaced.len() <= f; // 2
         let mut after = before.clone();
         for (index, peer) in &link.replaced {
