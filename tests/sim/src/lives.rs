@@ -107,6 +107,23 @@ mod tests {
     }
 
     #[test]
+    fn newcomers_stay_as_follows_from_whoever_is_there_at_a_moment() {
+        let mut rng = stream(2, "newcomers");
+        let [residual, fresh, _] = SETS;
+        let (drawn, scale_s) = (20_000, residual.scale_h * 3600.0);
+        // The density of R, which is that of the ages of those who are there.
+        let density = |age_s: f64| (age_s / scale_s).powf(residual.shape - 1.0) * residual.stays(age_s);
+        let lives: Vec<f64> = (0..drawn).map(|_| residual.newcomer_s(&mut rng)).collect();
+        for seconds in [60.0, 600.0, 3_600.0, 36_000.0] {
+            let stay = lives.iter().filter(|life_s| **life_s > seconds).count() as f64 / f64::from(drawn);
+            let wanted = density(NEWCOMER_S + seconds) / density(NEWCOMER_S);
+            assert!((stay - wanted).abs() < 0.012, "{stay} stay {seconds} s, not {wanted}");
+        }
+        let stay = (0..drawn).filter(|_| fresh.newcomer_s(&mut rng) > 3_600.0).count() as f64 / f64::from(drawn);
+        assert!((stay - fresh.stays(3_600.0)).abs() < 0.012, "sessions that were measured from their start are drawn as they were");
+    }
+
+    #[test]
     fn the_sets_give_the_losses_that_were_measured() {
         let loss = |name: &str, seconds: f64| 1.0 - Churn::named(name).expect("a set").stays(seconds);
         for (name, seconds, measured) in [

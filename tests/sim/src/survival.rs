@@ -314,8 +314,7 @@ impl fmt::Display for Report {
             let Row { class, churn, keeper, after_s, reconstructible, regular, .. } = row;
             let owner = if *keeper == Keeper::Owner { "there" } else { "gone" };
             let (lost, stale) = (lost(reconstructible), lost(regular));
-            let formulas =
-                [row.formula_placed, row.formula_at_commit, row.copies, row.formula_regular].map(|share| format!("{:.1e}", 1.0 - share));
+            let formulas = [row.formula_placed, row.formula_at_commit, row.copies, row.formula_regular].map(|share| loss(1.0 - share));
             let [placed, commit, copies, at_quorum] = formulas;
             let after = words(*after_s);
             writeln!(f, "| {class} | {churn} | {owner} | {after} | {lost} | {placed} | {commit} | {copies} | {stale} | {at_quorum} |")?;
@@ -359,7 +358,13 @@ impl fmt::Display for Report {
 
 /// The share that is lost, with its interval.
 fn lost(share: &Share) -> String {
-    format!("{:.1e} ({:.1e} to {:.1e})", 1.0 - share.share, 1.0 - share.high, 1.0 - share.low)
+    let [lost, least, most] = [share.share, share.high, share.low].map(|kept| loss(1.0 - kept));
+    format!("{lost} ({least} to {most})")
+}
+
+/// A loss, with two digits.
+fn loss(loss: f64) -> String {
+    if loss == 0.0 { "0".into() } else { format!("{loss:.1e}") }
 }
 
 fn words(seconds: f64) -> String {

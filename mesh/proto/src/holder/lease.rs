@@ -229,6 +229,7 @@ impl Holder {
         }
         // What may be certified already goes on, whoever has come back meanwhile.
         let agreed = self.unlocked(&head, &handover, proposal.lock.as_ref(), verifier)?;
+        let mut unsure = false;
         for (place, _) in proposal.replaced.iter().filter(|_| !agreed) {
             let peer = handover.before[usize::from(*place)];
             if peer == self.me {
@@ -236,9 +237,12 @@ impl Holder {
             }
             match self.probes.pulse(peer, manifest.key, pause_us(manifest.turn_ms()), now, out) {
                 Pulse::Failed => {}
-                Pulse::Unsure => return Err(Response::Busy),
+                Pulse::Unsure => unsure = true, // the others are probed at the same time: one after the other would outlast the round
                 Pulse::Alive => return Err(refused(Refusal::Alive)),
             }
+        }
+        if unsure {
+            return Err(Response::Busy);
         }
         let id = self.sign_handover(&head, &handover, None, now, out)?;
         let (consent, ack) = self.consent_leaves(&head, index, &handover);

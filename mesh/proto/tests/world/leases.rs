@@ -116,6 +116,27 @@ fn a_section_outlives_its_owner_while_its_holders_come_and_go_one_by_one() {
     assert!(value.head.to_bytes().len() < 64 << 10);
 }
 
+/// Each holder has to see for itself that all of them are silent: at the same time, or the round is over before.
+#[test]
+fn as_many_as_may_fail_at_once_are_replaced_in_one_round() {
+    let mut world = World::new(3, 14);
+    let mut ada = leased(&mut world, 5, HOUR_MS, 24 * HOUR_MS);
+    let holders: Vec<usize> = (0..10).collect();
+    world.put(&mut ada, &holders, b"be kind").expect("committed");
+    world.run_ms(60_000);
+    let gone: Vec<PeerKey> = holders_of(&mut world, &ada)[..3].iter().map(|host| world.nodes[*host].key).collect();
+    for host in holders_of(&mut world, &ada)[..3].to_vec() {
+        world.lose_disk(host);
+    }
+    world.run_ms(HOUR_MS / 2 + 4 * HOUR_MS / 16 - 60_000); // three leaders are gone, if it is their turns
+    let head = world.get(&ada, Mode::Regular).expect("readable").head;
+    let lease = head.lease.as_ref().expect("renewed");
+    assert_eq!(lease.links().len(), 1);
+    assert!(gone.iter().all(|peer| !head.holders().contains(peer)), "all three are replaced");
+    let rounds = world.tasks.iter().filter(|task| task.renewed.is_some()).count();
+    assert_eq!(rounds, 1, "by the first one who led");
+}
+
 #[test]
 fn a_renewal_with_the_same_holders_moves_no_shard() {
     let mut world = World::new(2, 10);

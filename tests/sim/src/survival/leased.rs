@@ -18,9 +18,6 @@ use crate::{
 /// Machines of a mesh, its owner's aside.
 pub(super) const CROWD: usize = 24;
 
-/// How long the owner's machine has been there when it puts, in seconds.
-pub(super) const KNOWN_S: f64 = 24.0 * 3600.0;
-
 const HOUR_S: f64 = 3600.0;
 
 /// A lease that is drawn, with the moments that the table names, in seconds from the put; the last is its end.
@@ -28,6 +25,8 @@ const HOUR_S: f64 = 3600.0;
 pub struct Leased {
     /// What is stored.
     pub kind: Kind,
+    /// How long the owner's machine has been there when it puts, in seconds.
+    pub known_s: f64,
     /// For how long holders may renew it.
     pub lease_s: f64,
     /// Moments.
@@ -37,7 +36,7 @@ pub struct Leased {
 impl Leased {
     fn new(kind: Kind, named_h: &[f64]) -> Self {
         let named_s: Vec<f64> = named_h.iter().map(|hours| hours * HOUR_S).collect();
-        Self { kind, lease_s: *named_s.last().expect("an end"), named_s }
+        Self { kind, known_s: 24.0 * HOUR_S, lease_s: *named_s.last().expect("an end"), named_s }
     }
 
     /// A core for a week.
@@ -144,13 +143,13 @@ pub(super) fn draw(leased: &Leased, churn: &Churn, by_age: bool, sections: u64, 
 }
 
 fn draw_one(leased: &Leased, churn: &Churn, by_age: bool, tally: &mut Tally, rng: &mut ChaCha8Rng) {
-    let Kind { shape, ttl_s, .. } = leased.kind;
+    let (Kind { shape, ttl_s, .. }, known_s) = (leased.kind, leased.known_s);
     let (n, k, f) = (usize::from(shape.n()), usize::from(shape.k()), usize::from(shape.f()));
     let turn_s = ttl_s / TURNS as f64;
     let mut crowd = Crowd::new(churn, rng);
-    crowd.until(KNOWN_S, rng, |_, _| {});
-    let owner = Stay { since_s: 0.0, until_s: KNOWN_S };
-    let mut holders = crowd.choose(n, &[], owner, KNOWN_S, by_age, rng);
+    crowd.until(known_s, rng, |_, _| {});
+    let owner = Stay { since_s: 0.0, until_s: known_s };
+    let mut holders = crowd.choose(n, &[], owner, known_s, by_age, rng);
     let first_leader = below(rng, n as u64);
     let (mut issued_s, mut changes, mut point) = (0.0, 0, 0);
     loop {
@@ -159,9 +158,10 @@ fn draw_one(leased: &Leased, churn: &Churn, by_age: bool, tally: &mut Tally, rng
         let (issued, turns_off) = ((issued_s / turn_s).round() as u64, if issued_s == 0.0 { FIRST_TURNS } else { LINK_TURNS });
         let turns =
             (issued + turns_off..issued + TURNS).map(|turn| (turn as f64 * turn_s, holders[((turn + first_leader) % n as u64) as usize]));
-        let gone_at = |at_s: f64| holders.iter().filter(|holder| !holder.is_there(KNOWN_S + at_s)).count();
-        let mut led = turns.filter(|(at_s, leader)| leader.is_there(KNOWN_S + at_s) && *at_s < leased.lease_s && gone_at(*at_s) <= f);
-        let link = led.next();
+        let gone_at = |at_s: f64| holders.iter().filter(|holder| !holder.is_there(known_s + at_s)).count();
+        let mut led = turns.filter(|(at_s, leader)| leader.is_there(known_s + at_s) && gone_at(*at_s) <= f);
+        // One that lives until the lease ends needs no other.
+        let link = led.next().filter(|_| expires_s < leased.lease_s);
         let until_s = link.map_or(expires_s, |(at_s, _)| at_s);
         while point < tally.at_s.len() && tally.at_s[point] < until_s {
             let there = n - gone_at(tally.at_s[point]);
@@ -174,9 +174,9 @@ fn draw_one(leased: &Leased, churn: &Churn, by_age: bool, tally: &mut Tally, rng
         (tally.held, tally.gone) = (tally.held + n as u64, tally.gone + gone as u64);
         let worth = failures_worth(shape, changes, (at_s * 1000.0) as u64, (leased.lease_s * 1000.0) as u64);
         if gone > 0 && worth.is_some_and(|worth| gone >= worth) {
-            crowd.until(KNOWN_S + at_s, rng, |_, _| {});
-            let mut new = crowd.choose(gone, &holders, leader, KNOWN_S + at_s, by_age, rng).into_iter();
-            for holder in holders.iter_mut().filter(|holder| !holder.is_there(KNOWN_S + at_s)) {
+            crowd.until(known_s + at_s, rng, |_, _| {});
+            let mut new = crowd.choose(gone, &holders, leader, known_s + at_s, by_age, rng).into_iter();
+            for holder in holders.iter_mut().filter(|holder| !holder.is_there(known_s + at_s)) {
                 *holder = new.next().unwrap_or(*holder);
             }
             changes += 1;
@@ -284,10 +284,56 @@ impl LeasedRow {
         let [whole, fresh, any_age] = [reconstructible, regular, reconstructible_any_age].map(super::lost);
         let (lease, after) = (words(*lease_s), words(*after_s));
         format!(
-            "| {class} | {lease} | {churn} | {after} | {whole} | {fresh} | {any_age} | {:.2} % | {:.1e} | {:.1e} |",
+            "| {class} | {lease} | {churn} | {after} | {whole} | {fresh} | {any_age} | {:.2} % | {} | {} |",
             100.0 * (1.0 - holder_stays),
-            1.0 - formula,
-            1.0 - copies
+            super::loss(1.0 - formula),
+            super::loss(1.0 - copies)
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOBODY_GOES: Churn = Churn { name: "none", about: "", shape: 1.0, scale_h: 1e9, from_the_start: true };
+
+    #[test]
+    fn where_nobody_goes_nothing_is_lost_and_where_everybody_does_it_is_lost_with_its_lifetime() {
+        let mut rng = stream(3, "leases");
+        let tally = draw(&Leased::week(), &NOBODY_GOES, true, 3, &mut rng);
+        assert!(tally.whole.iter().chain(&tally.fresh).all(|count| *count == 3));
+        assert_eq!(tally.gone, 0);
+        // Links after a half, and then after each quarter of an hour, until one lives to the end of the week.
+        assert_eq!(tally.held, 3 * 10 * ((7 * 24 - 1) * 4 - 1));
+
+        let all_go = Churn { scale_h: 0.01, ..NOBODY_GOES };
+        let tally = draw(&Leased::week(), &all_go, true, 3, &mut rng);
+        assert_eq!((tally.whole[0], tally.whole[1], tally.whole[84]), (3, 0, 0));
+    }
+
+    #[test]
+    fn who_has_been_there_for_long_keeps_a_section_for_longer() {
+        let (week, residual) = (Leased::week(), SETS[0]);
+        let lost = |by_age: bool| 1500 - draw(&week, &residual, by_age, 1500, &mut stream(4, "leases")).whole[84];
+        let (old, anybody) = (lost(true), lost(false));
+        assert!(old * 4 < anybody, "of 1500 {old} were lost with old holders, {anybody} with any");
+        assert!(old < 15, "{old} of 1500 were lost in a week");
+    }
+
+    #[test]
+    fn a_crowd_is_always_as_large_and_followers_come_when_others_go() {
+        let mut rng = stream(5, "crowd");
+        let mut crowd = Crowd::new(&SETS[0], &mut rng);
+        let mut came = 0;
+        let mut ends: Vec<f64> = crowd.there.iter().map(|stay| stay.until_s).collect();
+        crowd.until(48.0 * HOUR_S, &mut rng, |place, stay| {
+            assert_eq!(stay.since_s, ends[place]);
+            assert!(stay.until_s > stay.since_s);
+            ends[place] = stay.until_s;
+            came += 1;
+        });
+        assert!(crowd.there.len() == CROWD && crowd.there.iter().all(|stay| stay.is_there(48.0 * HOUR_S)));
+        assert!((100..600).contains(&came), "{came} came in two days");
     }
 }

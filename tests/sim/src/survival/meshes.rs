@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::{
     Keeper, Share, draw, kinds,
-    leased::{self, CROWD, Crowd, KNOWN_S, Leased},
+    leased::{self, CROWD, Crowd, Leased},
 };
 use crate::{
     lives::Churn,
@@ -93,7 +93,7 @@ pub struct LeasedReal {
     pub drawn_regular: f64,
 }
 
-/// The same for a core with a lease, in a mesh that its owner has known for a day and that is always as large.
+/// The same for a core with a lease, in a mesh that its owner has known for long and that is always as large.
 pub fn real_leased(churn: &str, leased: &Leased, meshes: u64, seed: u64) -> Result<Vec<LeasedReal>, String> {
     let churn = &Churn::named(churn).expect("a churn");
     let counts = in_threads(meshes, |mesh| leased_mesh(churn, leased, seed + mesh))?;
@@ -225,7 +225,7 @@ fn leased_mesh(churn: &Churn, leased: &Leased, seed: u64) -> Result<Vec<Asked>, 
     let mut rng = stream(seed, "leased survival");
     let mut crowd = Crowd::new(churn, &mut rng);
     let mut follows: Vec<(f64, usize)> = Vec::new();
-    crowd.until(KNOWN_S + PLACED_US as f64 / 1e6 + leased.lease_s, &mut rng, |place, stay| follows.push((stay.since_s, place)));
+    crowd.until(leased.known_s + PLACED_US as f64 / 1e6 + leased.lease_s, &mut rng, |place, stay| follows.push((stay.since_s, place)));
     follows.sort_unstable_by(|one, other| one.0.total_cmp(&other.0));
     let plan = plan_of(seed, 1 + CROWD, follows.len(), leased.lease_s as u64);
     let mut world = World::new(&plan, notary(&plan), Vec::new());
@@ -243,7 +243,7 @@ fn leased_mesh(churn: &Churn, leased: &Leased, seed: u64) -> Result<Vec<Asked>, 
         }
         run(world, at_us);
     };
-    live_until(&mut world, us(KNOWN_S));
+    live_until(&mut world, us(leased.known_s));
     let key = published(&mut world).map_err(named)?;
     let begun_us = world.now_us + PLACED_US;
     live_until(&mut world, begun_us);
@@ -297,5 +297,20 @@ mod tests {
         assert_eq!((early[0], early[1], late[0]), (6, 6, 6), "{early:?}");
         assert!(late[2] < early[2], "after 10 min {early:?}, after 55 min {late:?}");
         assert!(late[2] <= late[1], "what can be read at quorum can be reconstructed: {late:?}");
+    }
+
+    #[test]
+    fn whole_nodes_keep_a_leased_core_without_its_owner_while_others_come_and_go() {
+        let known_s = 600.0;
+        let leased = Leased { known_s, lease_s: 4.0 * 3600.0, named_s: vec![2.0 * 3600.0, 4.0 * 3600.0], ..Leased::week() };
+        // Half of the first holders go in the four hours.
+        let churn = Churn { name: "harsh", about: "", shape: 1.0, scale_h: 6.0, from_the_start: true };
+        let counts: Vec<Vec<Asked>> = (0..3).map(|seed| leased_mesh(&churn, &leased, seed).expect("it runs")).collect();
+        assert_eq!(sums(&counts)[0], [3; 3], "after two hours, twice its lifetime: {counts:?}");
+        assert!(sums(&counts)[1][1] >= 2, "just before the lease ends: {counts:?}");
+        // Where more than f go between two links nobody renews it.
+        let all_go = Churn { scale_h: 0.2, ..churn };
+        let counts = leased_mesh(&all_go, &leased, 0).expect("it runs");
+        assert_eq!(counts[1], [1, 0, 0]);
     }
 }
