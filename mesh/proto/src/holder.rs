@@ -241,8 +241,8 @@ struct Section {
     signed: Option<Signed>,
     /// The last batch with such a signature, until it is durable and after.
     signing: Option<PersistId>,
-    /// The highest generation that this node has looked at as its turn.
-    led: u32,
+    /// The highest generation of a manifest that this node has looked at as its turn.
+    led: Option<(Digest, u32)>,
     /// Where the section stands in `due_mono` and `due_wall`.
     due: (u64, u64),
 }

@@ -401,7 +401,8 @@ impl Holder {
         let manifest = &head.manifest;
         let index = head.index_of(&self.me).filter(|_| manifest.is_leased())?;
         let due_ms = manifest.next_link_due_ms(head.renewed_at_ms());
-        let mut generation = manifest.generation_at(due_ms).max(section.led.saturating_add(1));
+        let led = section.led.filter(|(of, _)| *of == manifest.hash()); // every manifest counts its own turns
+        let mut generation = manifest.generation_at(due_ms).max(led.map_or(0, |(_, generation)| generation.saturating_add(1)));
         while manifest.leader(generation) != index {
             generation = generation.checked_add(1)?;
         }
@@ -420,7 +421,7 @@ impl Holder {
         let generation = manifest.generation_at(now.wall_ms);
         let mine = Some(manifest.leader(generation)) == head.index_of(&self.me) && manifest.generation_at(at_ms) <= generation;
         let free = !self.forgot(key) && self.not_fenced(key, &manifest.owner, &manifest.version).is_ok();
-        self.sections.get_mut(key).expect("just there").led = generation;
+        self.sections.get_mut(key).expect("just there").led = Some((manifest.hash(), generation));
         if mine && free && now.wall_ms < head.expires_at_ms().min(manifest.renew_until_ms) {
             out.push(HolderOut::Lead { head: Box::new(head), lock: self.lock(key) });
         }

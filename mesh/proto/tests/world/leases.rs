@@ -116,6 +116,19 @@ fn a_section_outlives_its_owner_while_its_holders_come_and_go_one_by_one() {
     assert!(value.head.to_bytes().len() < 64 << 10);
 }
 
+#[test]
+fn an_owner_that_goes_away_again_is_helped_again() {
+    let mut world = World::new(4, 14);
+    let mut ada = leased(&mut world, 5, HOUR_MS, 24 * HOUR_MS);
+    let holders: Vec<usize> = (0..10).collect();
+    for absence in 0..3 {
+        world.put(&mut ada, &holders, b"be kind").expect("committed");
+        world.run_ms((6 - absence) * HOUR_MS); // shorter each time: the turns of the one before must not count
+        let head = world.get(&ada, Mode::Regular).expect("renewed").head;
+        assert!(head.lease.is_some(), "absence {absence}");
+    }
+}
+
 /// Each holder has to see for itself that all of them are silent: at the same time, or the round is over before.
 #[test]
 fn as_many_as_may_fail_at_once_are_replaced_in_one_round() {
