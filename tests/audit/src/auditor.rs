@@ -123,8 +123,8 @@ pub(crate) struct Node {
     pub disk: Disk,
     /// Which manifest it acked, of each version.
     pub acked: BTreeMap<(Key, Version), ManifestId>,
-    /// What it promised never to ack.
-    pub promised: BTreeSet<(Key, Version)>,
+    /// What it promised never to ack, with the name of the manifest that is certified here since.
+    pub promised: BTreeMap<(Key, Version), Option<[u8; 32]>>,
     /// Links that it signed, by manifest and generation, and when first.
     pub signed: BTreeMap<(ManifestId, u64), (crate::traffic::Signature, u64)>,
     /// The highest version that it returned, of each section, and until when that binds it.
@@ -324,7 +324,7 @@ impl Auditor {
             behind_its_back: false,
             disk: Disk::default(),
             acked: BTreeMap::new(),
-            promised: BTreeSet::new(),
+            promised: BTreeMap::new(),
             signed: BTreeMap::new(),
             floors: BTreeMap::new(),
             served: BTreeMap::new(),

@@ -6,6 +6,9 @@ use persona_foreign::head::Version;
 
 use crate::book::ManifestId;
 
+/// Rows whose dropping is remembered, of each machine.
+pub(crate) const DROPPED_MAX: usize = 1024;
+
 /// A section's key.
 pub(crate) type Key = [u8; 32];
 
@@ -62,7 +65,7 @@ pub(crate) struct Disk {
     pub told: BTreeMap<Key, Vec<Told>>,
     /// By owner.
     pub fences: BTreeMap<[u8; 32], Fence>,
-    /// What was dropped a moment ago: an answer that was made before may still be on its way out.
+    /// What was dropped last: an answer that was made before may still be on its way out. Bounded by [`DROPPED_MAX`].
     pub dropped: VecDeque<(u64, Key, Version, ManifestId)>,
 }
 

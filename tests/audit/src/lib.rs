@@ -38,7 +38,8 @@
 //! reason counts under the mark `beyond-f`. A holder that *knows* that it forgot is not faulty: it must say so, and count in no quorum.
 //! While a third of the other machines that run are not correct, liars may be half of those whose clocks a machine asks: it is not asked for
 //! I10, nor to keep what I11 is about, nor to tell older sets before they expire (I16); no mark counts these. An ack of what a machine had
-//! promised never to ack (I8) is none if this very manifest is certified there since.
+//! promised never to ack (I8) is none if this very manifest was certified there since. What was dropped between a question and its answer may be acked
+//! in it (I9).
 //! Times are judged with two seconds to spare, since a disk or a queue may lie between a decision and what is seen of it.
 //!
 //! # Bounds

@@ -6,7 +6,7 @@ use crate::{
     auditor::{Auditor, LATE_MS, Node, Watched, hex, host, text},
     book::ManifestId,
     decode::{self, RawPrepared},
-    disk::{Fence, HeadRow, Key, Row, Shard, Told},
+    disk::{DROPPED_MAX, Fence, HeadRow, Key, Row, Shard, Told},
     history::{Change, Machine},
 };
 
@@ -172,7 +172,7 @@ impl Auditor {
         if let Some(Row::Held { id, .. }) = before
             && !matches!(row, Some((Row::Held { .. }, _)))
         {
-            while node.disk.dropped.front().is_some_and(|(at_us, ..)| now_us > at_us + LATE_MS * 1000) {
+            if node.disk.dropped.len() >= DROPPED_MAX {
                 node.disk.dropped.pop_front();
             }
             node.disk.dropped.push_back((now_us, key, version, id));
@@ -268,6 +268,7 @@ impl Auditor {
         // By the manifest alone its life is counted from when the shard came, not from when the certificate did.
         let holders = leased.and_then(|leased| leased.sets.last());
         let place = holders.and_then(|holders| holders.iter().position(|peer| *peer == node.peer));
+        let (place_of, hash) = ((key, known.version()), known.hash);
         let same = before.filter(|before| before.id == id && before.over_ms == over_ms);
         let at_us = same.map_or(now_us, |before| before.at_us);
         if let Some(before) = before.filter(|before| before.id == id && !before.rotted && before.over_ms > over_ms) {
@@ -275,6 +276,7 @@ impl Auditor {
             self.find("I11", what);
         }
         let Some(node) = self.nodes.get_mut(&machine) else { return };
+        node.promised.entry(place_of).and_modify(|since| *since = Some(hash));
         node.disk.heads.insert(key, HeadRow { id, over_ms, place, at_us, rotted: false });
         let told = node.disk.told.entry(key).or_default();
         if told.last().is_none_or(|last| last.version < version) {

@@ -361,6 +361,27 @@ fn i9_an_ack_is_of_what_is_durable() {
     )
     .breaks("I9");
 
+    // An answer may be held up for long, with others in one frame or in a machine that sleeps. What it says was so when it was asked.
+    let held_up = |drop_first: bool| {
+        let mut scene = Scene::new();
+        let put = scene.manifest(1);
+        scene.prepare(WRITER, &put, &[1]);
+        scene.wait_ms(TTL_MS + 12_000);
+        let mut asked = None;
+        for drops in [drop_first, !drop_first] {
+            if drops {
+                scene.durable(1, vec![put.shard_gone(0), put.gone()]);
+                scene.wait_ms(5_000);
+            } else {
+                asked = Some(scene.asked(WRITER, 1, put.prepare(0, true)));
+            }
+        }
+        scene.see(What::Answered { frame: asked.expect("it was"), from: 1, bytes: put.acked(0) });
+        scene
+    };
+    held_up(false).breaks_nothing();
+    held_up(true).breaks("I9");
+
     let mut scene = Scene::new();
     let put = scene.manifest(1);
     scene.exchange(READER, 1, asks_head(), put.answers_prepared(0));

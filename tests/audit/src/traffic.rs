@@ -21,6 +21,7 @@ pub(crate) struct Frame {
     from: Machine,
     to: [u8; 32],
     requests: Vec<Asked>,
+    asked_us: u64,
     answers: Vec<Vec<Said>>,
 }
 
@@ -63,7 +64,7 @@ impl Auditor {
         if self.frames.len() >= FRAMES_MAX {
             self.frames.pop_first();
         }
-        self.frames.insert(frame, Frame { from, to: *to, requests, answers: Vec::new() });
+        self.frames.insert(frame, Frame { from, to: *to, requests, asked_us: self.now_us, answers: Vec::new() });
     }
 
     fn request(&mut self, from: Machine, correct: bool, request: RawRequest<'_>) -> Asked {
@@ -144,7 +145,8 @@ impl Auditor {
             match decode::responses(bytes) {
                 Ok(responses) if responses.len() == state.requests.len() => {
                     let pairs = state.requests.iter().zip(&responses);
-                    let said = pairs.flat_map(|(request, response)| self.response(from, correct, request, response)).collect();
+                    let said =
+                        pairs.flat_map(|(request, response)| self.response(from, correct, (request, state.asked_us), response)).collect();
                     if state.answers.len() < ANSWERS_MAX {
                         state.answers.push(said);
                     }
@@ -184,14 +186,14 @@ impl Auditor {
         }
     }
 
-    fn response(&mut self, from: Machine, correct: bool, request: &Asked, response: &RawResponse<'_>) -> Vec<Said> {
+    fn response(&mut self, from: Machine, correct: bool, (request, asked_us): (&Asked, u64), response: &RawResponse<'_>) -> Vec<Said> {
         let mut said = Vec::new();
         match (request, response) {
             (Asked::Prepare { id: Some(id), index }, RawResponse::Acked(ack)) => match self.book.ack(*id, ack).filter(|is| is == index) {
                 Some(index) => {
                     said.push(Said::Ack { id: *id, index });
                     if correct {
-                        self.ack_is_honest(from, *id, index);
+                        self.ack_is_honest(from, *id, index, asked_us);
                     }
                 }
                 None if correct => {
@@ -228,7 +230,7 @@ impl Auditor {
                     let Some(id) = self.learn(manifest) else { continue };
                     let index = self.book.ack(id, ack);
                     if let Some(index) = index.filter(|_| correct) {
-                        self.ack_is_honest(from, id, index);
+                        self.ack_is_honest(from, id, index, asked_us);
                     }
                     said.push(Said::Mark(mark::UNCERTIFIED));
                 }
@@ -237,7 +239,7 @@ impl Auditor {
             (Asked::Never { id: Some(id) }, RawResponse::Prepared(manifest, ack)) if correct => {
                 let (of, key) = (self.learn(manifest), self.book.get(*id).manifest.key);
                 match of.and_then(|of| Some((of, self.book.ack(of, ack)?))).filter(|(of, _)| self.book.get(*of).manifest.key == key) {
-                    Some((of, index)) => self.ack_is_honest(from, of, index),
+                    Some((of, index)) => self.ack_is_honest(from, of, index, asked_us),
                     None => self
                         .find("I9", format!("machine {from} says that it acked a rival of {}, and that does not verify", self.name(*id))),
                 }
@@ -265,10 +267,10 @@ impl Auditor {
     }
 
     /// I8: a correct holder acks one manifest of a version until that one's life is over, unless its disk was lost. I9: it acks what is on its disk at that
-    /// moment, manifest and matching shard. (What it dropped a moment ago may still be acked by an answer on its way out, and what
-    /// rotted by a process that does not know.) I12: it acks nothing of a lower host once a fence, or a certified version, of a higher
+    /// moment, manifest and matching shard. (What it dropped since it was asked, or a moment ago, may still be acked by an answer on its
+    /// way out, and what rotted by a process that does not know.) I12: it acks nothing of a lower host once a fence, or a certified version, of a higher
     /// host is on its disk.
-    fn ack_is_honest(&mut self, from: Machine, id: ManifestId, index: u8) {
+    fn ack_is_honest(&mut self, from: Machine, id: ManifestId, index: u8, asked_us: u64) {
         let known = self.book.get(id);
         let (key, version, owner, hash) = (known.manifest.key, known.version(), known.manifest.owner, known.hash);
         let shard_hash = known.manifest.shard_hashes[usize::from(index)];
@@ -286,13 +288,15 @@ impl Auditor {
         }
         // Of what is certified without its ack no abort can be: as many promises as that takes share a correct holder with the certificate.
         let certified = node.disk.heads.get(&key).is_some_and(|head| same(head.id));
-        if node.promised.contains(&(key, version)) && !certified && !forgotten && node.lost_us.is_none() {
+        let promised = node.promised.get(&(key, version)).is_some_and(|since| *since != Some(hash));
+        if promised && !certified && !forgotten && node.lost_us.is_none() {
             found.push(("I8", "acked what it had promised never to ack:"));
         }
         if known.manifest.holders[usize::from(index)] != node.peer {
             found.push(("I9", "signed in another's place for"));
         }
-        let just_dropped = |(at_us, _, _, dropped): &(u64, Key, Version, ManifestId)| now_us <= at_us + LATE_MS * 1000 && same(*dropped);
+        let since_us = asked_us.min(now_us.saturating_sub(LATE_MS * 1000));
+        let just_dropped = |(at_us, _, _, dropped): &(u64, Key, Version, ManifestId)| *at_us >= since_us && same(*dropped);
         match node.disk.prepared.get(&(key, version)) {
             Some(Row::Held { id: held, durable_us, .. }) if same(*held) => {
                 if node.disk.shards.get(&(key, shard_hash)).is_none_or(|shard| !shard.fits) && !node.behind_its_back {
@@ -453,7 +457,7 @@ impl Auditor {
         if !forgotten && acked.is_some_and(|acked| node.lost_us.is_none_or(|lost_us| lost_us < acked.first_us)) {
             found.push(("I8", "promised never to ack, and had acked,"));
         }
-        node.promised.insert(place);
+        node.promised.entry(place).or_insert(None);
         for (invariant, what) in found {
             let what = format!("machine {from} {what} {}", self.name(id));
             self.find(invariant, what);
