@@ -39,11 +39,11 @@ struct Sample {
 }
 
 impl PeerClocks {
-    /// A peer's clock showed `clock_ms` at some moment between the two.
-    pub fn record(&mut self, peer: PeerKey, asked: Now, clock_ms: u64, answered: Now) {
+    /// A peer's clock showed `clock_ms` at some moment between the two. Returns whether that was short enough to say anything.
+    pub fn record(&mut self, peer: PeerKey, asked: Now, clock_ms: u64, answered: Now) -> bool {
         let round_trip_us = answered.mono_us.saturating_sub(asked.mono_us);
         if round_trip_us > ROUND_TRIP_US_MAX {
-            return;
+            return false;
         }
         let middle_ms = (asked.mono_us + round_trip_us / 2) / 1000;
         let ahead_of_mono_ms = i64::try_from(clock_ms).unwrap_or(i64::MAX).saturating_sub(middle_ms as i64);
@@ -54,6 +54,7 @@ impl PeerClocks {
         }
         self.samples.insert(peer, sample);
         self.refresh(answered);
+        true
     }
 
     /// Time has passed: old answers no longer count. Call about once a second.

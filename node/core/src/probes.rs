@@ -323,7 +323,9 @@ impl Node {
         if let Reply::Answer(Response::Probed { clock_ms, sections }) = reply
             && sections.len() == asked.len()
         {
-            self.clocks.record(peer, sent, clock_ms, self.own_now);
+            if !self.clocks.record(peer, sent, clock_ms, self.own_now) {
+                self.ask_clock_again(&peer);
+            }
             let mut lost = false;
             for (asked, holding) in asked.into_iter().zip(sections) {
                 lost |= self.probed(&peer, asked, holding);
@@ -335,6 +337,13 @@ impl Node {
         if failed {
             self.probe_failed(&peer, sent);
         }
+    }
+
+    /// A peer said nothing of its clock, or too late to say anything: until it does, the clocks of fewer than were asked decide.
+    fn ask_clock_again(&mut self, peer: &PeerKey) {
+        let Some(watched) = self.probes.peers.get_mut(peer) else { return };
+        watched.next_us = watched.next_us.min(self.now.mono_us + PROBE_US);
+        self.probes.next_us = self.probes.next_us.min(watched.next_us);
     }
 
     /// A holder said what it has of a section. Answers whether it had it and has it no more.
@@ -380,6 +389,7 @@ impl Node {
 
     fn probe_failed(&mut self, peer: &PeerKey, sent: Now) {
         self.count("probes_failed");
+        self.ask_clock_again(peer);
         let Some(watched) = self.probes.peers.get_mut(peer).filter(|watched| watched.alive_us < sent.mono_us) else { return };
         if watched.failures == 0 || sent.mono_us >= watched.failed_us + PROBE_US {
             (watched.failures, watched.failed_us) = (watched.failures.saturating_add(1), sent.mono_us);

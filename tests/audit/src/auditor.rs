@@ -19,7 +19,13 @@ use crate::{
 pub(crate) const LATE_MS: u64 = 2_000;
 
 /// A clock that is off by less is never off by more than 2 s from the median of honest ones: its machine goes by it alone.
-const MESH_TIME_FROM_MS: u64 = 1_000;
+pub(crate) const MESH_TIME_FROM_MS: u64 = 1_000;
+
+/// An answer about a clock that took longer is not believed (docs/spec/quorum.md#clocks).
+pub(crate) const CLOCK_ANSWER_US: u64 = 500_000;
+
+/// For how long such an answer is believed, and a little more.
+const CLOCK_BELIEVED_US: u64 = 302_000_000;
 
 /// Findings that are kept. Whatever comes after is not kept: so many say enough.
 const FINDINGS_MAX: usize = 1_000;
@@ -120,6 +126,8 @@ pub(crate) struct Node {
     pub forgot_us: Option<u64>,
     /// Its disk changed behind the back of its process: what the process says is of another disk, until the next one starts.
     pub behind_its_back: bool,
+    /// What its process was told of the clocks of others: when, and whether it was wrong.
+    pub clocks: BTreeMap<[u8; 32], (u64, bool)>,
     pub disk: Disk,
     /// Which manifest it acked, of each version.
     pub acked: BTreeMap<(Key, Version), ManifestId>,
@@ -322,6 +330,7 @@ impl Auditor {
             lost_us: None,
             forgot_us: None,
             behind_its_back: false,
+            clocks: BTreeMap::new(),
             disk: Disk::default(),
             acked: BTreeMap::new(),
             promised: BTreeMap::new(),
@@ -337,6 +346,7 @@ impl Auditor {
         if let Some(node) = self.nodes.get_mut(&machine) {
             node.up = true;
             node.behind_its_back = false;
+            node.clocks.clear();
         }
     }
 
@@ -424,12 +434,11 @@ impl Auditor {
         self.is_over(node, known) && (node.ahead_ms.unsigned_abs() <= MESH_TIME_FROM_MS || by_its_peers)
     }
 
-    /// Whether so many machines lie, a third of the others that run, that they may be half of the few whose clocks this one asks: then their
-    /// median may be theirs.
+    /// Whether half of the clocks that a machine was told of are those of liars, or are off: then the median may be such a one.
     pub(crate) fn is_misled(&self, node: &Node) -> bool {
-        let others = self.nodes.values().filter(|other| other.up && other.peer != node.peer);
-        let (liars, asked) = others.fold((0, 0), |(liars, asked), other| (liars + usize::from(!other.correct), asked + 1));
-        liars > 0 && liars * 3 >= asked
+        let believed = node.clocks.values().filter(|(at_us, _)| self.now_us <= at_us + CLOCK_BELIEVED_US);
+        let (wrong, told) = believed.fold((0, 0), |(wrong, told), (_, is_wrong)| (wrong + usize::from(*is_wrong), told + 1));
+        wrong > 0 && wrong * 2 >= told
     }
 
     /// Whether a machine's clock is, or since then was, so far off that another one within the assumption may differ by more than the

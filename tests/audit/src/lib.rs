@@ -36,10 +36,10 @@
 //! set are *faulty*: not correct, or with a disk that forgot without its process knowing (`DiskLost` unnoticed, `Rot`), or with a clock
 //! that was off by more than half of the allowance, so that two of them may differ by more than it. A check that is left out for this
 //! reason counts under the mark `beyond-f`. A holder that *knows* that it forgot is not faulty: it must say so, and count in no quorum.
-//! While a third of the other machines that run are not correct, liars may be half of those whose clocks a machine asks: it is not asked for
-//! I10, nor to keep what I11 is about, nor to tell older sets before they expire (I16); no mark counts these. An ack of what a machine had
-//! promised never to ack (I8) is none if this very manifest was certified there since. What was dropped between a question and its answer may be acked
-//! in it (I9).
+//! While half of the clocks that a machine was told of are those of liars, or are off, so may their median be: it is not asked for I10, nor to
+//! keep what I11 is about, nor to tell older sets before they expire (I16), nor to read (I14); no mark counts these. An ack of what a machine
+//! had promised never to ack (I8) is none if this very manifest was certified there since. What was dropped between a question and its answer
+//! may be acked in it (I9).
 //! Times are judged with two seconds to spare, since a disk or a queue may lie between a decision and what is seen of it.
 //!
 //! # Bounds

@@ -321,7 +321,7 @@ impl Auditor {
         let committed_before = section.committed.iter().any(|put| put.version <= newest && put.at_us < begun.at_us);
         let lives = self.ideal_ms() as u64 + LIFE_LEFT_MS < known.manifest.issued_at_ms + known.manifest.ttl_ms;
         let poisoned = title == "poisoned" || section.read.get(id) == Some(&false);
-        if !committed_before || !lives || poisoned || !node.up || self.is_wild(node, known, healed_us) {
+        if !committed_before || !lives || poisoned || !node.up || self.is_wild(node, known, healed_us) || self.is_misled(node) {
             return;
         }
         let answers = |peer: &&[u8; 32]| {

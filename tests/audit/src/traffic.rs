@@ -3,7 +3,7 @@
 use persona_foreign::{frame::FRAME_BYTES_MAX, head::Version};
 
 use crate::{
-    auditor::{Auditor, LATE_MS, hex, host, mark, text},
+    auditor::{Auditor, CLOCK_ANSWER_US, LATE_MS, MESH_TIME_FROM_MS, hex, host, mark, text},
     book::{ManifestId, same_members},
     decode::{self, RawHead, RawRequest, RawResponse},
     disk::{Key, Row},
@@ -42,8 +42,17 @@ pub(crate) type Signature = (u64, Vec<(u8, [u8; 32])>);
 
 /// What an answer said, for whoever hears it.
 enum Said {
-    Ack { id: ManifestId, index: u8 },
-    Committed { id: ManifestId },
+    Ack {
+        id: ManifestId,
+        index: u8,
+    },
+    Committed {
+        id: ManifestId,
+    },
+    /// What a machine's clock shows, and whether that is wrong.
+    Clock {
+        wrong: bool,
+    },
     Mark(&'static str),
 }
 
@@ -169,6 +178,7 @@ impl Auditor {
     pub(crate) fn heard(&mut self, frame: Id) {
         let Some(state) = self.frames.get_mut(&frame) else { return };
         let (from, to, answers) = (state.from, state.to, std::mem::take(&mut state.answers));
+        let (now_us, in_time) = (self.now_us, self.now_us <= state.asked_us + CLOCK_ANSWER_US);
         for said in answers.into_iter().flatten() {
             match said {
                 Said::Ack { id, index } => {
@@ -179,6 +189,11 @@ impl Auditor {
                 Said::Committed { id } => {
                     if let Some(node) = self.nodes.get_mut(&from) {
                         node.heard.entry(id).or_default().committed.insert(to);
+                    }
+                }
+                Said::Clock { wrong } => {
+                    if let Some(node) = self.nodes.get_mut(&from).filter(|_| wrong || in_time) {
+                        node.clocks.insert(to, (now_us, wrong));
                     }
                 }
                 Said::Mark(mark) => self.mark(mark),
@@ -257,6 +272,10 @@ impl Auditor {
                 said.push(Said::Mark(if *acks { mark::HANDED_OVER } else { mark::RENEWED }));
             }
             // What a liar says proves nothing about what the others do.
+            (Asked::Probe, RawResponse::Probed) => {
+                let wrong = self.nodes.get(&from).is_none_or(|node| !correct || node.ahead_ms.unsigned_abs() > MESH_TIME_FROM_MS);
+                said.push(Said::Clock { wrong });
+            }
             (_, RawResponse::NeedShard) if correct => said.push(Said::Mark(mark::NEED_SHARD)),
             (_, RawResponse::Busy) if correct => said.push(Said::Mark(mark::BUSY)),
             (_, RawResponse::Recovering) if correct => said.push(Said::Mark(mark::RECOVERING)),
