@@ -771,6 +771,10 @@ impl Node {
                 if let Some(agent) = self.owners.get_mut(&id).and_then(|owner| owner.agent.as_mut()) {
                     agent.index.committed(&name, receipt.head.manifest.version);
                 }
+                if name == "index" && receipt.stale_until_ms.is_none() {
+                    let owner = self.owners.get_mut(&id);
+                    owner.into_iter().flat_map(|owner| owner.sections.values_mut()).for_each(Owned::trust_listing);
+                }
                 if let Some(old) = old_background {
                     self.ops.remove(&old);
                 }
@@ -882,10 +886,13 @@ impl Node {
             PutWaiter::Publish { call } => self.published_one(call, result.map(|(report, ..)| report)),
             PutWaiter::Import { import } => self.import_put(import, name, result.map(|(report, ..)| report)),
             PutWaiter::Unlist { names } => match result {
-                Ok(_) => {
+                Ok((report, ..)) => {
                     for name in names {
                         if let Some(owned) = self.owned(id, &name) {
                             owned.unlisted = false;
+                            if let Some(until_ms) = report.stale_until_ms {
+                                owned.doubt_listing(until_ms);
+                            }
                         }
                     }
                 }

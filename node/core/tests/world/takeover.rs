@@ -426,3 +426,26 @@ fn an_agent_that_returns_home_brings_what_it_lived_through_elsewhere() {
     talk(&mut world, (1, bob), (0, ada), "welcome back");
     assert_eq!(world.inbox(0, ada), ["hello ada", "welcome back"], "the inbox of this machine goes on");
 }
+
+/// Else whoever takes over on the other side of the cut would find the index of before, write the section anew without a word to its holders,
+/// and they would go on returning it as the newest.
+#[test]
+fn a_section_that_is_born_behind_a_cut_says_that_others_may_not_know_of_it() {
+    let mut world = World::of(9, 330);
+    let ada = world.create(0, "ada");
+    world.run_s(40);
+    world.cut(&[0, 7, 8]);
+    let call = world.call(0, document(ada, "doc/letter", b"be kind"));
+    world.run_s(120);
+    let born = world.put_answer(call).expect("it commits with two holders");
+    let index = world.section(0, ada, "index").expect("it is there");
+    assert_eq!((born.n, index.n), (2, 2), "{born:?}");
+    assert!(born.stale_until_ms.is_some(), "{born:?}");
+    let again = world.put(0, ada, "doc/letter", b"be kind to all").expect("it commits");
+    assert!(again.stale_until_ms.is_some(), "as long as the index is in doubt, the section is: {again:?}");
+    world.heal();
+    world.until("the index to reach all", |world| world.section(0, ada, "index").is_some_and(|index| index.n > 2 && index.held == index.n));
+    let known = world.put(0, ada, "doc/letter", b"be kind to everybody").expect("it commits");
+    assert_eq!(known.stale_until_ms, None, "{known:?}");
+}
+
