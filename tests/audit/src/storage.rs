@@ -143,8 +143,9 @@ impl Auditor {
                 // A link that it knows, and by which it still holds this very shard, counts in place of the manifest.
                 let place = Some(usize::from(*index));
                 let linked = node.disk.heads.get(&key).filter(|head| head.place == place && self.book.get(head.id).hash == known.hash);
-                let (over_ms, since_us) =
-                    linked.map_or((known.own_over_ms(), *durable_us), |head| (head.over_ms, head.at_us.max(*durable_us)));
+                // By a link the life is counted from when that was learnt, by the manifest alone from when the shard came.
+                let since = |head: &HeadRow| if head.over_ms > known.own_over_ms() { head.at_us } else { head.at_us.max(*durable_us) };
+                let (over_ms, since_us) = linked.map_or((known.own_over_ms(), *durable_us), |head| (head.over_ms, since(head)));
                 let over = late_ms >= over_ms || self.is_misled(node);
                 let ttl_us = known.manifest.ttl_ms * 1000;
                 let ran_out = late_ms >= received_ms + known.manifest.ttl_ms && linked.is_none()
