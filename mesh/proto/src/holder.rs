@@ -764,6 +764,9 @@ impl Holder {
                 }
                 return Err(Response::Conflict { manifest: stored.manifest.wire().clone() });
             }
+            if stored.index != index {
+                return Err(refused(Refusal::NotAHolder)); // it gave that place up under a lease, and has another
+            }
             let coming = stored.coming;
             if !have_bytes {
                 // The disk lost what was acked. The promise stands, so the bytes are taken again.

@@ -129,6 +129,34 @@ fn an_owner_that_goes_away_again_is_helped_again() {
     }
 }
 
+#[test]
+fn who_took_another_place_under_a_lease_is_no_holder_of_the_one_that_it_had() {
+    let mut world = World::new(5, 5);
+    let mut ada = leased(&mut world, 2, HOUR_MS, 24 * HOUR_MS);
+    let put = world.put(&mut ada, &[0, 1, 2, 3], b"be kind").expect("committed");
+    world.run_ms(60_000);
+    let until = |world: &mut World, holders: [usize; 4]| {
+        for _ in 0..60 {
+            world.run_ms(30_000);
+            if holders_of(world, &ada) == holders {
+                return;
+            }
+        }
+        panic!("{holders:?} never became the holders");
+    };
+    world.crash(0);
+    world.run_ms(HOUR_MS / 4);
+    until(&mut world, [4, 1, 2, 3]);
+    world.restart(0);
+    world.crash(1);
+    until(&mut world, [4, 0, 2, 3]);
+    // What the owner sent long ago may come now.
+    let shards = persona_fragments::coding::encode(b"be kind", put.head.manifest.shape).expect("encoded");
+    let late = Request::Prepare { manifest: put.head.manifest.wire().clone(), index: 0, shard: Some(shards[0].clone()) };
+    assert_eq!(world.tell(0, late), Response::Refused { reason: Refusal::NotAHolder });
+    assert_eq!(world.get(&ada, Mode::Regular).expect("readable").content, b"be kind");
+}
+
 /// Each holder has to see for itself that all of them are silent: at the same time, or the round is over before.
 #[test]
 fn as_many_as_may_fail_at_once_are_replaced_in_one_round() {

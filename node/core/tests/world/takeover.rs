@@ -448,4 +448,3 @@ fn a_section_that_is_born_behind_a_cut_says_that_others_may_not_know_of_it() {
     let known = world.put(0, ada, "doc/letter", b"be kind to everybody").expect("it commits");
     assert_eq!(known.stale_until_ms, None, "{known:?}");
 }
-
