@@ -136,11 +136,11 @@ pub(crate) struct Owned {
     pub(crate) avoid: BTreeMap<persona_fragments::PeerKey, u64>,
     /// How often its holders were asked what they made of it while this host was away, since it last committed.
     pub(crate) sought: u8,
-    /// A set that may still answer found no room in `live`, or the index that lists the section is not known to have reached all: until then, in
-    /// milliseconds since the Unix epoch, no put can be known to have either.
+    /// A set that may still answer found no room in `live`: until then, in milliseconds since the Unix epoch, no put can be known to have reached all.
     pub(crate) forgotten_until_ms: u64,
-    /// What that was before the index put it off.
-    pub(crate) unsure_listing: Option<u64>,
+    /// The index that lists this section may be unknown, until then, to whoever takes over: he would write what readers of this one's holders
+    /// never hear of. 0 as soon as a later index has reached all that must know it.
+    pub(crate) listing_unsure_until_ms: u64,
 }
 
 /// Who wants to know how a put went.
@@ -196,7 +196,7 @@ impl Owned {
             avoid: BTreeMap::new(),
             sought: 0,
             forgotten_until_ms: 0,
-            unsure_listing: None,
+            listing_unsure_until_ms: 0,
         }
     }
 
@@ -212,7 +212,7 @@ impl Owned {
             content_version: self.content_version,
             head: self.head.as_ref().map(CertifiedHead::to_wire),
             live: self.live.clone(),
-            forgotten_until_ms: self.forgotten_until_ms,
+            forgotten_until_ms: self.unsure_until_ms(),
             last_seq: self.last_seq,
         }
     }
@@ -252,18 +252,9 @@ impl Owned {
         self.intent = None;
     }
 
-    /// The index that lists this section may be unknown, until then, to whoever takes over: he would write what readers of this one's holders
-    /// never hear of.
-    pub(crate) fn doubt_listing(&mut self, until_ms: u64) {
-        self.unsure_listing.get_or_insert(self.forgotten_until_ms);
-        self.forgotten_until_ms = self.forgotten_until_ms.max(until_ms);
-    }
-
-    /// A later index has reached all that must know it.
-    pub(crate) fn trust_listing(&mut self) {
-        if let Some(before) = self.unsure_listing.take() {
-            self.forgotten_until_ms = before;
-        }
+    /// Until when no put can be known to have reached all that must know it, whatever it reaches.
+    pub(crate) fn unsure_until_ms(&self) -> u64 {
+        self.forgotten_until_ms.max(self.listing_unsure_until_ms)
     }
 
     /// What a put that is not over says, or was to say.

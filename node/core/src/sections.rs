@@ -722,8 +722,8 @@ impl Node {
                 owned.sought = 0;
                 owned.intent = None;
                 owned.placed = receipt.placed;
-                if owned.forgotten_until_ms > now.wall_ms {
-                    receipt.stale_until_ms = receipt.stale_until_ms.max(Some(owned.forgotten_until_ms));
+                if owned.unsure_until_ms() > now.wall_ms {
+                    receipt.stale_until_ms = receipt.stale_until_ms.max(Some(owned.unsure_until_ms()));
                 }
                 (owned.holds, owned.probed_ms) = (holds, None);
                 let replaced = owned.replace_from.take().is_some();
@@ -772,8 +772,8 @@ impl Node {
                     agent.index.committed(&name, receipt.head.manifest.version);
                 }
                 if name == "index" && receipt.stale_until_ms.is_none() {
-                    let owner = self.owners.get_mut(&id);
-                    owner.into_iter().flat_map(|owner| owner.sections.values_mut()).for_each(Owned::trust_listing);
+                    let sections = self.owners.get_mut(&id).into_iter().flat_map(|owner| owner.sections.values_mut());
+                    sections.for_each(|owned| owned.listing_unsure_until_ms = 0);
                 }
                 if let Some(old) = old_background {
                     self.ops.remove(&old);
@@ -890,9 +890,7 @@ impl Node {
                     for name in names {
                         if let Some(owned) = self.owned(id, &name) {
                             owned.unlisted = false;
-                            if let Some(until_ms) = report.stale_until_ms {
-                                owned.doubt_listing(until_ms);
-                            }
+                            owned.listing_unsure_until_ms = report.stale_until_ms.unwrap_or(0);
                         }
                     }
                 }

@@ -155,7 +155,7 @@ impl Auditor {
                 Ok(responses) if responses.len() == state.requests.len() => {
                     let pairs = state.requests.iter().zip(&responses);
                     let said =
-                        pairs.flat_map(|(request, response)| self.response(from, correct, (request, state.asked_us), response)).collect();
+                        pairs.flat_map(|(request, response)| self.response(from, correct, request, state.asked_us, response)).collect();
                     if state.answers.len() < ANSWERS_MAX {
                         state.answers.push(said);
                     }
@@ -201,7 +201,7 @@ impl Auditor {
         }
     }
 
-    fn response(&mut self, from: Machine, correct: bool, (request, asked_us): (&Asked, u64), response: &RawResponse<'_>) -> Vec<Said> {
+    fn response(&mut self, from: Machine, correct: bool, request: &Asked, asked_us: u64, response: &RawResponse<'_>) -> Vec<Said> {
         let mut said = Vec::new();
         match (request, response) {
             (Asked::Prepare { id: Some(id), index }, RawResponse::Acked(ack)) => match self.book.ack(*id, ack).filter(|is| is == index) {
