@@ -262,7 +262,13 @@ fn main() -> ExitCode {
         },
         Verb::Mutants { seeds, only, without, seconds, threads, json } => run_mutants(seeds, &only, &without, seconds, threads, json),
         Verb::Survival { sections, meshes, lease_meshes, seed, plots, json } => {
-            survive(sections, (meshes, lease_meshes), seed, plots.as_deref(), json)
+            match survive(sections, (meshes, lease_meshes), seed, plots.as_deref(), json) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    eprintln!("error: {error}");
+                    ExitCode::FAILURE
+                }
+            }
         }
         Verb::Scale { nodes, operations, dead, seed, json } => scale(&nodes, operations, dead, seed, json),
         Verb::Replay { seed, without, storm_ms, churn, verbose, section } => {
@@ -284,7 +290,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn survive(sections: u64, (meshes, lease_meshes): (u64, u64), seed: u64, folder: Option<&Path>, json: bool) -> ExitCode {
+fn survive(sections: u64, (meshes, lease_meshes): (u64, u64), seed: u64, folder: Option<&Path>, json: bool) -> Result<(), String> {
     let (rows, plots) = survival::draw_all(sections, seed);
     let leased_sections = (sections / 50).max(1);
     let (leased, leased_plot) = survival::draw_leased(leased_sections, seed);
@@ -293,30 +299,16 @@ fn survive(sections: u64, (meshes, lease_meshes): (u64, u64), seed: u64, folder:
     let lines = if meshes > 0 { &survival::REAL[..] } else { &[] };
     for (churn, keeper) in lines {
         eprintln!("running {meshes} meshes under {churn} churn ...");
-        match survival::real(churn, *keeper, meshes, seed) {
-            Ok(real) => report.real.extend(real),
-            Err(error) => {
-                eprintln!("error: {error}");
-                return ExitCode::FAILURE;
-            }
-        }
+        report.real.extend(survival::real(churn, *keeper, meshes, seed)?);
     }
     if lease_meshes > 0 {
         eprintln!("running {lease_meshes} meshes for seven days ...");
-        match survival::real_leased("residual", &survival::Leased::week(), lease_meshes, seed) {
-            Ok(real) => report.real_leased.extend(real),
-            Err(error) => {
-                eprintln!("error: {error}");
-                return ExitCode::FAILURE;
-            }
-        }
+        report.real_leased = survival::real_leased("residual", &survival::Leased::week(), lease_meshes, seed)?;
     }
-    let plots = plots.iter().map(|(class, plot)| (class.name(), plot)).chain([("leased", &leased_plot)]);
-    for (name, plot) in plots.filter(|_| folder.is_some()) {
-        let path = folder.unwrap_or(Path::new("")).join(name).with_extension("svg");
-        if let Err(error) = std::fs::write(&path, plot) {
-            eprintln!("error: {} cannot be written: {error}", path.display());
-            return ExitCode::FAILURE;
+    if let Some(folder) = folder {
+        for (name, plot) in plots.iter().map(|(class, plot)| (class.name(), plot)).chain([("leased", &leased_plot)]) {
+            let path = folder.join(name).with_extension("svg");
+            std::fs::write(&path, plot).map_err(|error| format!("{} cannot be written: {error}", path.display()))?;
         }
     }
     if json {
@@ -324,7 +316,7 @@ fn survive(sections: u64, (meshes, lease_meshes): (u64, u64), seed: u64, folder:
     } else {
         print!("{report}");
     }
-    ExitCode::SUCCESS
+    Ok(())
 }
 
 fn scale(nodes: &[usize], operations: u64, dead: u64, seed: u64, json: bool) -> ExitCode {

@@ -20,7 +20,7 @@ mod leased;
 mod meshes;
 
 pub use leased::{Leased, LeasedRow, draw_leased};
-pub use meshes::{LeasedReal, REAL, Real, real, real_leased};
+pub use meshes::{Beside, LeasedReal, REAL, Real, real, real_leased};
 
 /// A renewal is due after a third of the lifetime.
 const RENEWALS_PER_TTL: f64 = 3.0;
@@ -109,32 +109,33 @@ impl Share {
     }
 }
 
-/// What became of many sections of one kind, over time.
+/// What became of many sections of one kind, at some moments.
 struct Tally {
-    end_s: f64,
+    /// The moments, ascending, in seconds.
+    at_s: Vec<f64>,
     sections: u64,
+    /// Sections that could be reconstructed at each.
     whole: Vec<u64>,
+    /// Sections that could be read in mode `regular`.
     fresh: Vec<u64>,
 }
 
 impl Tally {
-    fn new(end_s: f64) -> Self {
-        Self { end_s, sections: 0, whole: vec![0; POINTS + 1], fresh: vec![0; POINTS + 1] }
-    }
-
-    fn at_s(&self, point: usize) -> f64 {
-        self.end_s * point as f64 / POINTS as f64
+    fn new(at_s: Vec<f64>, sections: u64) -> Self {
+        Self { whole: vec![0; at_s.len()], fresh: vec![0; at_s.len()], at_s, sections }
     }
 
     /// A share of which nothing was lost is drawn as if one section had been: more cannot be told.
     fn points(&self, counts: &[u64]) -> Vec<(f64, f64)> {
         let share = |count: u64| count.min(self.sections - 1) as f64 / self.sections as f64;
-        (0..=POINTS).map(|point| (self.at_s(point), share(counts[point]))).collect()
+        self.at_s.iter().zip(counts).map(|(at_s, count)| (*at_s, share(*count))).collect()
     }
 
+    /// What was counted at the moment that is closest.
     fn at(&self, counts: &[u64], seconds: f64) -> Share {
-        let point = (seconds / self.end_s * POINTS as f64).round() as usize;
-        Share::new(counts[point.min(POINTS)], self.sections)
+        let far = |point: &usize| (self.at_s[*point] - seconds).abs();
+        let closest = (0..self.at_s.len()).min_by(|one, other| far(one).total_cmp(&far(other)));
+        Share::new(counts[closest.expect("a moment")], self.sections)
     }
 }
 
@@ -143,8 +144,7 @@ impl Tally {
 /// chosen later has stayed that long.
 fn draw(kind: &Kind, churn: &Churn, keeper: Keeper, sections: u64, end_s: f64, aged: bool, rng: &mut ChaCha8Rng) -> Tally {
     let (n, k, f) = (usize::from(kind.shape.n()), usize::from(kind.shape.k()), usize::from(kind.shape.f()));
-    let mut tally = Tally::new(end_s);
-    tally.sections = sections;
+    let mut tally = Tally::new((0..=POINTS).map(|point| end_s * point as f64 / POINTS as f64).collect(), sections);
     let mut ends = vec![0.0f64; n];
     for _ in 0..sections {
         ends.iter_mut().for_each(|end| *end = churn.life_s(rng));
@@ -155,8 +155,8 @@ fn draw(kind: &Kind, churn: &Churn, keeper: Keeper, sections: u64, end_s: f64, a
             let until_s = if keeper == Keeper::Owner { since_s + pause_s } else { kind.ttl_s };
             ends.sort_unstable_by(f64::total_cmp);
             let (lost_s, stale_s) = (ends[n - k], ends[f]);
-            while point <= POINTS && tally.at_s(point) <= until_s {
-                let at_s = tally.at_s(point);
+            while point <= POINTS && tally.at_s[point] <= until_s {
+                let at_s = tally.at_s[point];
                 tally.whole[point] += u64::from(at_s < lost_s);
                 tally.fresh[point] += u64::from(at_s < stale_s);
                 point += 1;
@@ -312,7 +312,7 @@ impl fmt::Display for Report {
         writeln!(f, "|---|---|---|---|---|---|---|---|---|---|")?;
         for row in &self.rows {
             let Row { class, churn, keeper, after_s, reconstructible, regular, .. } = row;
-            let owner = if *keeper == Keeper::Owner { "there" } else { "gone" };
+            let owner = owner(*keeper);
             let (lost, stale) = (lost(reconstructible), lost(regular));
             let formulas = [row.formula_placed, row.formula_at_commit, row.copies, row.formula_regular].map(|share| loss(1.0 - share));
             let [placed, commit, copies, at_quorum] = formulas;
@@ -328,32 +328,28 @@ impl fmt::Display for Report {
         for row in &self.leased {
             writeln!(f, "{}", row.line())?;
         }
-        let counted = |share: &Share| format!("{:.4} ({:.4} to {:.4})", share.share, share.low, share.high);
         if !self.real.is_empty() {
             writeln!(f, "\nwhole nodes, class core, beside lives that are drawn")?;
             writeln!(f, "| churn | owner | after | asked | reconstructible | drawn | `regular` | drawn |")?;
             writeln!(f, "|---|---|---|---|---|---|---|---|")?;
         }
-        for real in &self.real {
-            let owner = if real.keeper == Keeper::Owner { "there" } else { "gone" };
-            let Real { churn, after_s, reconstructible, drawn_reconstructible, regular, drawn_regular, .. } = real;
-            let (after, asked) = (words(*after_s), reconstructible.of);
-            let (whole, fresh) = (counted(reconstructible), counted(regular));
-            writeln!(f, "| {churn} | {owner} | {after} | {asked} | {whole} | {drawn_reconstructible:.4} | {fresh} | {drawn_regular:.4} |")?;
+        for Real { churn, keeper, beside } in &self.real {
+            writeln!(f, "| {churn} | {} | {beside}", owner(*keeper))?;
         }
         if !self.real_leased.is_empty() {
             writeln!(f, "\nwhole nodes, class core, owner gone, leased")?;
             writeln!(f, "| churn | lease | after | asked | reconstructible | drawn | `regular` | drawn |")?;
             writeln!(f, "|---|---|---|---|---|---|---|---|")?;
         }
-        for real in &self.real_leased {
-            let LeasedReal { churn, lease_s, after_s, reconstructible, drawn_reconstructible, regular, drawn_regular } = real;
-            let (lease, after, asked) = (words(*lease_s), words(*after_s), reconstructible.of);
-            let (whole, fresh) = (counted(reconstructible), counted(regular));
-            writeln!(f, "| {churn} | {lease} | {after} | {asked} | {whole} | {drawn_reconstructible:.4} | {fresh} | {drawn_regular:.4} |")?;
+        for LeasedReal { churn, lease_s, beside } in &self.real_leased {
+            writeln!(f, "| {churn} | {} | {beside}", words(*lease_s))?;
         }
         Ok(())
     }
+}
+
+fn owner(keeper: Keeper) -> &'static str {
+    if keeper == Keeper::Owner { "there" } else { "gone" }
 }
 
 /// The share that is lost, with its interval.

@@ -8,7 +8,7 @@ use persona_fragments::lease::{FIRST_TURNS, LINK_TURNS, TURNS};
 use persona_mesh_proto::{lease::failures_worth, placement::age};
 use serde::Serialize;
 
-use super::{Kind, Share, at_least, kinds, words};
+use super::{Kind, Share, Tally, at_least, kinds, loss, lost, words};
 use crate::{
     lives::{Churn, SETS},
     plan::{below, stream},
@@ -103,26 +103,11 @@ impl Crowd {
 }
 
 /// What became of many leased sections.
-pub(super) struct Tally {
-    at_s: Vec<f64>,
-    sections: u64,
-    pub(super) whole: Vec<u64>,
-    pub(super) fresh: Vec<u64>,
+pub(super) struct Drawn {
+    pub(super) tally: Tally,
     /// Holders that were there at one link, and of these, that were not at the next.
     held: u64,
     gone: u64,
-}
-
-impl Tally {
-    pub(super) fn share(&self, counts: &[u64], at_s: f64) -> Share {
-        let point = self.at_s.iter().position(|point| *point >= at_s - 1.5).expect("a moment that is counted");
-        Share::new(counts[point], self.sections)
-    }
-
-    fn points(&self, counts: &[u64]) -> Vec<(f64, f64)> {
-        let share = |count: u64| count.min(self.sections - 1) as f64 / self.sections as f64;
-        self.at_s.iter().zip(counts).map(|(at_s, count)| (*at_s, share(*count))).collect()
-    }
 }
 
 /// Moments of a lease that are counted: enough for a line, and among them whole days and hours. The last is just before its end.
@@ -133,16 +118,16 @@ fn moments(lease_s: f64) -> Vec<f64> {
 }
 
 /// Draws so many sections.
-pub(super) fn draw(leased: &Leased, churn: &Churn, by_age: bool, sections: u64, rng: &mut ChaCha8Rng) -> Tally {
-    let at_s = moments(leased.lease_s);
-    let mut tally = Tally { whole: vec![0; at_s.len()], fresh: vec![0; at_s.len()], at_s, sections, held: 0, gone: 0 };
+pub(super) fn draw(leased: &Leased, churn: &Churn, by_age: bool, sections: u64, rng: &mut ChaCha8Rng) -> Drawn {
+    let mut drawn = Drawn { tally: Tally::new(moments(leased.lease_s), sections), held: 0, gone: 0 };
     for _ in 0..sections {
-        draw_one(leased, churn, by_age, &mut tally, rng);
+        draw_one(leased, churn, by_age, &mut drawn, rng);
     }
-    tally
+    drawn
 }
 
-fn draw_one(leased: &Leased, churn: &Churn, by_age: bool, tally: &mut Tally, rng: &mut ChaCha8Rng) {
+fn draw_one(leased: &Leased, churn: &Churn, by_age: bool, drawn: &mut Drawn, rng: &mut ChaCha8Rng) {
+    let Drawn { tally, held, gone: all_gone } = drawn;
     let (Kind { shape, ttl_s, .. }, known_s) = (leased.kind, leased.known_s);
     let (n, k, f) = (usize::from(shape.n()), usize::from(shape.k()), usize::from(shape.f()));
     let turn_s = ttl_s / TURNS as f64;
@@ -171,7 +156,8 @@ fn draw_one(leased: &Leased, churn: &Churn, by_age: bool, tally: &mut Tally, rng
         }
         let Some((at_s, leader)) = link else { return };
         let gone = gone_at(at_s);
-        (tally.held, tally.gone) = (tally.held + n as u64, tally.gone + gone as u64);
+        *held += n as u64;
+        *all_gone += gone as u64;
         let worth = failures_worth(shape, changes, (at_s * 1000.0) as u64, (leased.lease_s * 1000.0) as u64);
         if gone > 0 && worth.is_some_and(|worth| gone >= worth) {
             crowd.until(known_s + at_s, rng, |_, _| {});
@@ -230,9 +216,10 @@ fn under(churn: &Churn, sections: u64, seed: u64) -> (Vec<LeasedRow>, Panel) {
     let mut x_max = 0.0f64;
     for (leased, names) in leases().iter().zip(LOOKS.chunks(2)) {
         let mut rng = stream(seed, &format!("leased {} {} {}", leased.kind.class.name(), leased.lease_s, churn.name));
-        let tally = draw(leased, churn, true, sections, &mut rng);
+        let drawn = draw(leased, churn, true, sections, &mut rng);
         let any_age = draw(leased, churn, false, sections, &mut rng);
-        rows.extend(leased.named_s.iter().map(|after_s| row(leased, churn, *after_s, &tally, &any_age)));
+        rows.extend(leased.named_s.iter().map(|after_s| row(leased, churn, *after_s, &drawn, &any_age.tally)));
+        let tally = drawn.tally;
         // With its end a lease ends, however many have it.
         let ends = |mut points: Vec<(f64, f64)>| {
             points.push((leased.lease_s, 0.0));
@@ -256,9 +243,10 @@ const LOOKS: [(&str, Look); 6] = [
     ("relationship, 24 h, regular", ("#e08a1e", "")),
 ];
 
-fn row(leased: &Leased, churn: &Churn, after_s: f64, tally: &Tally, any_age: &Tally) -> LeasedRow {
+fn row(leased: &Leased, churn: &Churn, after_s: f64, drawn: &Drawn, any_age: &Tally) -> LeasedRow {
+    let tally = &drawn.tally;
     let Kind { class, level, shape, ttl_s } = leased.kind;
-    let holder_stays = 1.0 - tally.gone as f64 / tally.held.max(1) as f64;
+    let holder_stays = 1.0 - drawn.gone as f64 / drawn.held.max(1) as f64;
     let links = (after_s / ttl_s * (TURNS / LINK_TURNS) as f64).floor().max(1.0);
     LeasedRow {
         class: class.name(),
@@ -266,9 +254,9 @@ fn row(leased: &Leased, churn: &Churn, after_s: f64, tally: &Tally, any_age: &Ta
         churn: churn.name,
         lease_s: leased.lease_s,
         after_s,
-        reconstructible: tally.share(&tally.whole, after_s),
-        regular: tally.share(&tally.fresh, after_s),
-        reconstructible_any_age: any_age.share(&any_age.whole, after_s),
+        reconstructible: tally.at(&tally.whole, after_s),
+        regular: tally.at(&tally.fresh, after_s),
+        reconstructible_any_age: any_age.at(&any_age.whole, after_s),
         holder_stays,
         formula: at_least(shape.n() - shape.f(), shape.n(), holder_stays).powf(links),
         copies: (1.0 - (1.0 - holder_stays).powi(i32::from(level))).powf(links),
@@ -281,13 +269,13 @@ impl LeasedRow {
         let Self {
             class, churn, lease_s, after_s, reconstructible, regular, reconstructible_any_age, holder_stays, formula, copies, ..
         } = self;
-        let [whole, fresh, any_age] = [reconstructible, regular, reconstructible_any_age].map(super::lost);
+        let [whole, fresh, any_age] = [reconstructible, regular, reconstructible_any_age].map(lost);
         let (lease, after) = (words(*lease_s), words(*after_s));
         format!(
             "| {class} | {lease} | {churn} | {after} | {whole} | {fresh} | {any_age} | {:.2} % | {} | {} |",
             100.0 * (1.0 - holder_stays),
-            super::loss(1.0 - formula),
-            super::loss(1.0 - copies)
+            loss(1.0 - formula),
+            loss(1.0 - copies)
         )
     }
 }
@@ -301,21 +289,21 @@ mod tests {
     #[test]
     fn where_nobody_goes_nothing_is_lost_and_where_everybody_does_it_is_lost_with_its_lifetime() {
         let mut rng = stream(3, "leases");
-        let tally = draw(&Leased::week(), &NOBODY_GOES, true, 3, &mut rng);
+        let Drawn { tally, held, gone } = draw(&Leased::week(), &NOBODY_GOES, true, 3, &mut rng);
         assert!(tally.whole.iter().chain(&tally.fresh).all(|count| *count == 3));
-        assert_eq!(tally.gone, 0);
+        assert_eq!(gone, 0);
         // Links after a half, and then after each quarter of an hour, until one lives to the end of the week.
-        assert_eq!(tally.held, 3 * 10 * ((7 * 24 - 1) * 4 - 1));
+        assert_eq!(held, 3 * 10 * ((7 * 24 - 1) * 4 - 1));
 
         let all_go = Churn { scale_h: 0.01, ..NOBODY_GOES };
-        let tally = draw(&Leased::week(), &all_go, true, 3, &mut rng);
+        let tally = draw(&Leased::week(), &all_go, true, 3, &mut rng).tally;
         assert_eq!((tally.whole[0], tally.whole[1], tally.whole[84]), (3, 0, 0));
     }
 
     #[test]
     fn who_has_been_there_for_long_keeps_a_section_for_longer() {
         let (week, residual) = (Leased::week(), SETS[0]);
-        let lost = |by_age: bool| 1500 - draw(&week, &residual, by_age, 1500, &mut stream(4, "leases")).whole[84];
+        let lost = |by_age: bool| 1500 - draw(&week, &residual, by_age, 1500, &mut stream(4, "leases")).tally.whole[84];
         let (old, anybody) = (lost(true), lost(false));
         assert!(old * 4 < anybody, "of 1500 {old} were lost with old holders, {anybody} with any");
         assert!(old < 15, "{old} of 1500 were lost in a week");

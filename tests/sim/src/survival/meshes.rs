@@ -1,8 +1,11 @@
 //! Meshes of production nodes under churn: what the drawn lives are compared with.
 
-use std::sync::{
-    Mutex,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    fmt,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use chacha20::ChaCha8Rng;
@@ -12,8 +15,9 @@ use persona_mesh_proto::Mode;
 use serde::Serialize;
 
 use super::{
-    Keeper, Share, draw, kinds,
+    Keeper, Share, Tally, draw, kinds,
     leased::{self, CROWD, Crowd, Leased},
+    words,
 };
 use crate::{
     lives::Churn,
@@ -28,16 +32,47 @@ pub struct Real {
     pub churn: &'static str,
     /// Who kept the sections.
     pub keeper: Keeper,
-    /// Seconds from the moment when lives began to be counted.
+    /// At one moment.
+    #[serde(flatten)]
+    pub beside: Beside,
+}
+
+/// Cores of whole nodes beside drawn ones, at one moment.
+#[derive(Clone, Debug, Serialize)]
+pub struct Beside {
+    /// Seconds from the moment when lives began to be counted; under a lease, when the owner went.
     pub after_s: f64,
-    /// Sections of class core that some machine that was there could read in mode `any`.
+    /// Cores that some machine that was there could read in mode `any`.
     pub reconstructible: Share,
     /// By the drawn lives.
     pub drawn_reconstructible: f64,
-    /// Sections that it could read in mode `regular`.
+    /// Cores that it could read in mode `regular`.
     pub regular: Share,
     /// By the drawn lives.
     pub drawn_regular: f64,
+}
+
+impl Beside {
+    fn new(after_s: f64, [asked, whole, fresh]: Asked, drawn: &Tally) -> Self {
+        Self {
+            after_s,
+            reconstructible: Share::new(whole, asked),
+            drawn_reconstructible: drawn.at(&drawn.whole, after_s).share,
+            regular: Share::new(fresh, asked),
+            drawn_regular: drawn.at(&drawn.fresh, after_s).share,
+        }
+    }
+}
+
+/// The end of a line of a table: when, of how many, and the four shares.
+impl fmt::Display for Beside {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { after_s, reconstructible, drawn_reconstructible, regular, drawn_regular } = self;
+        let counted = |share: &Share| format!("{:.4} ({:.4} to {:.4})", share.share, share.low, share.high);
+        let (after, asked) = (words(*after_s), reconstructible.of);
+        let (whole, fresh) = (counted(reconstructible), counted(regular));
+        write!(f, "{after} | {asked} | {whole} | {drawn_reconstructible:.4} | {fresh} | {drawn_regular:.4} |")
+    }
 }
 
 /// Machines of a real mesh. The first is the owner's. One section of one mesh is looked at: those of one mesh lose the same machines.
@@ -62,16 +97,8 @@ pub fn real(churn: &str, keeper: Keeper, meshes: u64, seed: u64) -> Result<Vec<R
     let kind = kinds()[0];
     let mut rng = stream(seed, "beside the real meshes");
     let drawn = draw(&kind, churn, keeper, 200_000, ASKED_S[ASKED_S.len() - 1], true, &mut rng);
-    let real = ASKED_S.iter().zip(sums(&counts)).map(|(after_s, [asked, whole, fresh])| Real {
-        churn: churn.name,
-        keeper,
-        after_s: *after_s,
-        reconstructible: Share::new(whole, asked),
-        drawn_reconstructible: drawn.at(&drawn.whole, *after_s).share,
-        regular: Share::new(fresh, asked),
-        drawn_regular: drawn.at(&drawn.fresh, *after_s).share,
-    });
-    Ok(real.collect())
+    let beside = ASKED_S.iter().zip(sums(&counts)).map(|(after_s, counts)| Beside::new(*after_s, counts, &drawn));
+    Ok(beside.map(|beside| Real { churn: churn.name, keeper, beside }).collect())
 }
 
 /// What whole nodes did with a core that had a lease, and no owner.
@@ -81,33 +108,18 @@ pub struct LeasedReal {
     pub churn: &'static str,
     /// For how long holders could renew it, in seconds.
     pub lease_s: f64,
-    /// Seconds from the moment when the owner went.
-    pub after_s: f64,
-    /// Cores that some machine that was there could read in mode `any`.
-    pub reconstructible: Share,
-    /// By the drawn lives.
-    pub drawn_reconstructible: f64,
-    /// Cores that it could read in mode `regular`.
-    pub regular: Share,
-    /// By the drawn lives.
-    pub drawn_regular: f64,
+    /// At one moment.
+    #[serde(flatten)]
+    pub beside: Beside,
 }
 
 /// The same for a core with a lease, in a mesh that its owner has known for long and that is always as large.
 pub fn real_leased(churn: &str, leased: &Leased, meshes: u64, seed: u64) -> Result<Vec<LeasedReal>, String> {
     let churn = &Churn::named(churn).expect("a churn");
     let counts = in_threads(meshes, |mesh| leased_mesh(churn, leased, seed + mesh))?;
-    let tally = leased::draw(leased, churn, true, 20_000, &mut stream(seed, "beside the leased meshes"));
-    let real = leased.named_s.iter().zip(sums(&counts)).map(|(after_s, [asked, whole, fresh])| LeasedReal {
-        churn: churn.name,
-        lease_s: leased.lease_s,
-        after_s: *after_s,
-        reconstructible: Share::new(whole, asked),
-        drawn_reconstructible: tally.share(&tally.whole, *after_s).share,
-        regular: Share::new(fresh, asked),
-        drawn_regular: tally.share(&tally.fresh, *after_s).share,
-    });
-    Ok(real.collect())
+    let drawn = leased::draw(leased, churn, true, 20_000, &mut stream(seed, "beside the leased meshes")).tally;
+    let beside = leased.named_s.iter().zip(sums(&counts)).map(|(after_s, counts)| Beside::new(*after_s, counts, &drawn));
+    Ok(beside.map(|beside| LeasedReal { churn: churn.name, lease_s: leased.lease_s, beside }).collect())
 }
 
 /// Sections asked for, read in any mode, and read in `regular`.
@@ -123,7 +135,7 @@ fn in_threads(meshes: u64, run: impl Fn(u64) -> Result<Vec<Asked>, String> + Syn
             if mesh >= meshes {
                 return Ok(());
             }
-            let counts = run(mesh)?;
+            let counts = run(mesh).inspect_err(|_| next.store(meshes, Ordering::Relaxed))?; // nobody begins another one
             let mut done = done.lock().expect("no mesh panicked");
             done.push(counts);
             if done.len() as u64 * 10 / meshes > (done.len() as u64 - 1) * 10 / meshes {
