@@ -1,5 +1,7 @@
 //! The manifest: what the owner signed about one version of a section (docs/spec/manifest.md).
 
+use std::sync::Arc;
+
 use bincode::{Decode, Encode};
 use sha2::{Digest as _, Sha256};
 
@@ -237,8 +239,12 @@ fn distinct(peers: &[PeerKey]) -> bool {
 }
 
 /// A manifest with the bytes that were signed. Its hash is what acks and certificates name.
+/// A copy costs nothing: it shares the bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SignedManifest {
+pub struct SignedManifest(Arc<Signed>);
+
+#[derive(Debug, PartialEq, Eq)]
+struct Signed {
     manifest: Manifest,
     hash: Digest,
     wire: ManifestWire,
@@ -253,7 +259,18 @@ pub struct ManifestWire {
     pub signature: Signature,
 }
 
+impl ManifestWire {
+    /// The key of the section that it claims to be of, where it decodes. Proves nothing: it is for looking up what is known of it already.
+    pub fn claimed_key(&self) -> Option<SectionKey> {
+        self.body.get(1..33)?.try_into().ok().map(SectionKey)
+    }
+}
+
 impl SignedManifest {
+    fn of(manifest: Manifest, wire: ManifestWire) -> Self {
+        Self(Arc::new(Signed { manifest, hash: hash(&wire.body), wire }))
+    }
+
     /// Signs a manifest. Fails if it would be refused, so also if `signer` is not its owner.
     pub fn sign(manifest: Manifest, signer: &dyn Signer) -> Result<Self, ManifestError> {
         manifest.check()?;
@@ -262,7 +279,7 @@ impl SignedManifest {
         }
         let body = wire::encode(&manifest);
         let signature = signer.sign(&labelled(&body));
-        Ok(Self { manifest, hash: hash(&body), wire: ManifestWire { body, signature } })
+        Ok(Self::of(manifest, ManifestWire { body, signature }))
     }
 
     /// Decodes, checks and verifies what someone sent.
@@ -272,24 +289,24 @@ impl SignedManifest {
         if !verifier.verify(&manifest.owner.0, &labelled(&wire.body), &wire.signature) {
             return Err(ManifestError::Signature);
         }
-        Ok(Self { manifest, hash: hash(&wire.body), wire })
+        Ok(Self::of(manifest, wire))
     }
 
     /// Decodes what this node stored itself after verifying it: checked, but not verified again.
     pub fn trusted(wire: ManifestWire) -> Result<Self, ManifestError> {
         let manifest: Manifest = wire::decode(&wire.body)?;
         manifest.check()?;
-        Ok(Self { manifest, hash: hash(&wire.body), wire })
+        Ok(Self::of(manifest, wire))
     }
 
     /// SHA-256 of `"persona/manifest/v1" || body`: the manifest hash.
     pub fn hash(&self) -> Digest {
-        self.hash
+        self.0.hash
     }
 
     /// As it travels.
     pub fn wire(&self) -> &ManifestWire {
-        &self.wire
+        &self.0.wire
     }
 }
 
@@ -297,7 +314,7 @@ impl std::ops::Deref for SignedManifest {
     type Target = Manifest;
 
     fn deref(&self) -> &Manifest {
-        &self.manifest
+        &self.0.manifest
     }
 }
 

@@ -20,6 +20,9 @@ pub const DECODE_LIMIT_BYTES: usize = 8 << 20;
 /// A frame is never longer than this, whatever it carries.
 pub const FRAME_BYTES_MAX: usize = 2 << 20;
 
+/// Room for most frames: what is longer grows into more.
+const FRAME_BYTES_USUAL: usize = 256;
+
 /// Whether bytes can be sent as one frame: none is empty, and none is longer than [`FRAME_BYTES_MAX`].
 pub fn fits_frame(bytes: &[u8]) -> bool {
     (1..=FRAME_BYTES_MAX).contains(&bytes.len())
@@ -57,7 +60,8 @@ pub enum DecodeError {
 
 /// Encodes a value as a frame: the version byte, then bincode.
 pub fn encode<T: Encode>(value: &T) -> Vec<u8> {
-    let mut out = vec![WIRE_VERSION];
+    let mut out = Vec::with_capacity(FRAME_BYTES_USUAL);
+    out.push(WIRE_VERSION);
     bincode::encode_into_std_write(value, &mut out, config()).expect("wire types encode into memory");
     out
 }

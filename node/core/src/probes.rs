@@ -174,8 +174,8 @@ impl Node {
             self.churn.slept(self.probes.next_us, now_us);
             self.probes.peers.values_mut().for_each(|watched| watched.alive(now_us));
         }
-        let mut sections = self.held_sections();
-        self.choose_watched(&sections);
+        let holders = self.section_holders();
+        self.choose_watched(&holders);
         let due = |(peer, watched): (&PeerKey, &Watched)| (watched.next_us <= now_us).then_some(*peer);
         let due: Vec<PeerKey> = self.probes.peers.iter().filter_map(due).collect();
         for peer in due {
@@ -184,7 +184,8 @@ impl Node {
             watched.next_us = now_us + jitter_us + if watched.holds { PROBE_US } else { CLOCK_US };
             // One that is not over yet is not doubled, and a node with too much to do knows nothing of others.
             if watched.op.is_none() && self.ops.len() < OPS_MAX {
-                self.begin_probe(peer, sections.remove(&peer).unwrap_or_default());
+                let sections = self.sections_at(&peer);
+                self.begin_probe(peer, sections);
             }
         }
         let soonest = self.probes.peers.values().map(|watched| watched.next_us).min();
@@ -192,11 +193,11 @@ impl Node {
     }
 
     /// Every holder is watched, and if these are few, some other peers for their clocks.
-    fn choose_watched(&mut self, sections: &BTreeMap<PeerKey, Vec<Asked>>) {
+    fn choose_watched(&mut self, holders: &BTreeSet<PeerKey>) {
         let now_us = self.now.mono_us;
         let Self { probes, churn, neighbours, rng, .. } = self;
         for (peer, watched) in &mut probes.peers {
-            let holds = sections.contains_key(peer);
+            let holds = holders.contains(peer);
             if watched.holds && !holds {
                 churn.unwatched(peer, watched.alive_us);
             } else if holds && !watched.holds {
@@ -205,7 +206,7 @@ impl Node {
             watched.holds = holds;
         }
         probes.peers.retain(|peer, watched| watched.holds || neighbours.contains(peer));
-        for peer in sections.keys() {
+        for peer in holders {
             if !probes.peers.contains_key(peer) {
                 probes.peers.insert(*peer, Watched::new(now_us + rng.next_u64() % (PROBE_US / 2), true, now_us));
             }
@@ -277,18 +278,27 @@ impl Node {
         ChurnReport { holder_hours, deaths, death_chance_1h: self.churn.death_chance(3_600_000, self.now.mono_us) }
     }
 
-    /// Every section of this node's agents that lives, by who holds it.
-    fn held_sections(&self) -> BTreeMap<PeerKey, Vec<Asked>> {
-        let mut by_peer: BTreeMap<PeerKey, Vec<Asked>> = BTreeMap::new();
+    /// Every section of this node's agents that lives in other nodes' stores.
+    fn live_sections(&self) -> impl Iterator<Item = (OwnerKey, &String, &Owned, &CertifiedHead)> {
         let live = self.owners.values().filter(|owner| owner.state == OwnerState::Live && owner.id != self.node_owner);
-        for (owner, name, owned) in live.flat_map(|owner| owner.sections.iter().map(move |(name, owned)| (owner.id, name, owned))) {
-            let Some(head) = owned.live_head(self.now.wall_ms) else { continue };
-            for peer in head.holders().iter().filter(|peer| **peer != self.me) {
-                let section = ProbedSection { key: owned.key, version: head.manifest.version };
-                by_peer.entry(*peer).or_default().push(Asked { owner, name: name.clone(), section });
-            }
-        }
-        by_peer
+        live.flat_map(|owner| owner.sections.iter().map(move |(name, owned)| (owner.id, name, owned)))
+            .filter_map(|(owner, name, owned)| Some((owner, name, owned, owned.live_head(self.now.wall_ms)?)))
+    }
+
+    /// Who holds any of them but this node.
+    fn section_holders(&self) -> BTreeSet<PeerKey> {
+        self.live_sections().flat_map(|(.., head)| head.holders()).copied().filter(|peer| *peer != self.me).collect()
+    }
+
+    /// Those that a peer holds.
+    fn sections_at(&self, peer: &PeerKey) -> Vec<Asked> {
+        let held = self.live_sections().filter(|(.., head)| head.index_of(peer).is_some());
+        held.map(|(owner, name, owned, head)| Asked {
+            owner,
+            name: name.clone(),
+            section: ProbedSection { key: owned.key, version: head.manifest.version },
+        })
+        .collect()
     }
 
     fn begin_probe(&mut self, peer: PeerKey, mut sections: Vec<Asked>) {
@@ -351,7 +361,7 @@ impl Node {
         let now = self.now;
         let owned = self.owners.get_mut(&asked.owner).and_then(|owner| owner.sections.get_mut(&asked.name));
         let Some(owned) = owned.filter(|owned| owned.key == asked.section.key) else { return false };
-        let Some(head) = owned.head.clone().filter(|head| head.manifest.version == asked.section.version) else { return false };
+        let Some(head) = owned.head.as_ref().filter(|head| head.manifest.version == asked.section.version) else { return false };
         let Some(index) = head.index_of(peer) else { return false };
         owned.probed_ms = Some(now.wall_ms);
         if holding.held {
@@ -360,7 +370,8 @@ impl Node {
         }
         let lost = owned.holds.remove(&index);
         let young = now.wall_ms < head.manifest.issued_at_ms.saturating_add(YOUNG_MS);
-        if !young && owned.background.is_none() && owned.live_head(now.wall_ms).is_some() {
+        if !young && owned.background.is_none() && head.expires_at_ms() > now.wall_ms {
+            let head = head.clone();
             self.hand_back(&head, index, &asked);
         }
         lost

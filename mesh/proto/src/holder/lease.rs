@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use bincode::{Decode, Encode};
 use persona_fragments::{
-    Ack, AckLeaf, CertifiedHead, Digest, Handover, Link, PeerKey, SectionKey, SignedManifest, Signer, Verifier, Version,
+    Ack, AckLeaf, CertifiedHead, Digest, Handover, Lease, Link, PeerKey, SectionKey, SignedManifest, Signer, Verifier, Version,
     certificate::HeadWire,
     coding::shard_matches,
     lease::LINKS_MAX,
@@ -16,7 +16,7 @@ use persona_fragments::{
     sign_batch, wire,
 };
 
-use super::{CallId, Head, Holder, HolderOut, Life, LoadError, PreparedRecord, Section, Stored, Then, Why, clock_allowance_ms, head_rank};
+use super::{CallId, Holder, HolderOut, Life, LoadError, PreparedRecord, Section, Stored, Then, Why, clock_allowance_ms, head_rank};
 use super::{prepared_key, refused, shard_key};
 use crate::{
     message::{Handed, HandedSet, Refusal, Response},
@@ -654,17 +654,23 @@ impl Holder {
             persona_fragments::CertificateError::Manifest(_) => refused(Refusal::BadManifest),
             _ => refused(Refusal::BadCertificate),
         };
-        let head = CertifiedHead::trusted(wire.clone()).map_err(refusal)?;
-        let section = self.sections.get(&head.manifest.key);
-        let same = |known: &&Head| known.head.manifest.wire() == &wire.manifest;
-        let known = section.and_then(|section| section.heads().filter(same).max_by_key(|known| known.head.generation()));
-        if let Some(known) = known.filter(|known| known.head.generation() >= head.generation()) {
-            // Whatever the rest of it says, it leads to nothing later.
-            let head = known.head.clone();
-            let life = self.in_time(&head, now)?;
-            return Ok((head, life));
+        let section = wire.manifest.claimed_key().and_then(|key| self.sections.get(&key));
+        let same = |manifest: &SignedManifest| *manifest.wire() == wire.manifest;
+        let heads = section.into_iter().flat_map(|section| section.heads());
+        let known = heads.filter(|known| same(&known.head.manifest)).max_by_key(|known| known.head.generation());
+        if let Some(known) = known {
+            let manifest = &known.head.manifest;
+            let lease = wire.handover.as_ref().map(|frame| Lease::trusted(frame, manifest)).transpose();
+            let lease = lease.map_err(|error| refusal(error.into()))?;
+            let generation = lease.map_or(0, |lease| manifest.generation_at(lease.issued_at_ms()));
+            if known.head.generation() >= generation {
+                // Whatever the rest of it says, it leads to nothing later.
+                let head = known.head.clone();
+                let life = self.in_time(&head, now)?;
+                return Ok((head, life));
+            }
         }
-        let stored = section.and_then(|section| section.versions.get(&head.manifest.version)).map(|stored| &stored.manifest);
+        let stored = section.and_then(|section| section.versions.values().map(|stored| &stored.manifest).find(|manifest| same(manifest)));
         let head = match (known, stored) {
             (Some(known), _) => CertifiedHead::verify_with(wire, Some(&known.head), verifier),
             (None, Some(stored)) => CertifiedHead::verify_after(wire, stored, verifier),
