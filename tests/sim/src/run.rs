@@ -743,13 +743,13 @@ impl Run {
         self.keep(host, name, root, term);
         let secret = RootSecret::from_bytes(*root);
         let divisor = u64::from(self.plan.ttl_divisor);
-        let documents = [(Class::Core, 3_600_000), (Class::Relationship, 300_000), (Class::Document, 120_000)]
+        let documents = [(Class::Core, 3_600_000), (Class::Relationship, 300_000), (Class::Document, 600_000)]
             .into_iter()
             .enumerate()
             .map(|(i, (class, ttl_ms))| {
                 let name = format!("doc/{i}");
                 let key = SectionKey::derive(&id, &published_name(&secret, &name));
-                Document { name, key, class, ttl_ms: (ttl_ms / divisor).max(6_000), begun: 0, committed: 0, stuck: false }
+                Document { name, key, class, ttl_ms: (ttl_ms / divisor).max(12_000), begun: 0, committed: 0, stuck: false }
             })
             .collect();
         let homes = BTreeSet::from([host]);

@@ -4,7 +4,8 @@
 //! told to [`Observer`]s as a history (`persona_audit::history`), and hashed, so that two runs of a seed can be compared.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    cmp::{Ordering, Reverse},
+    collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -172,6 +173,8 @@ pub struct Host {
     secret: [u8; 32],
     /// Its node's key.
     pub peer: PeerKey,
+    /// Its place in Kademlia's space of keys.
+    place: [u8; 32],
     node: Option<Node>,
     /// Counts processes, so that what was meant for an earlier one is forgotten.
     life: u64,
@@ -215,6 +218,7 @@ impl Host {
         Self {
             secret,
             peer,
+            place: Sha256::digest(peer.peer_id_bytes()).into(),
             node: None,
             life: 0,
             disk: Disk::new(),
@@ -290,6 +294,32 @@ enum Event {
     Alarm(u64),
 }
 
+/// What happens at a time, in microseconds; of several at once, the one that was scheduled first.
+struct Scheduled {
+    at: Reverse<(u64, u64)>,
+    event: Box<Event>, // boxed: a heap moves what it keeps
+}
+
+impl PartialEq for Scheduled {
+    fn eq(&self, other: &Self) -> bool {
+        self.at == other.at
+    }
+}
+
+impl Eq for Scheduled {}
+
+impl PartialOrd for Scheduled {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Scheduled {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.at.cmp(&other.at)
+    }
+}
+
 /// One request of one process, and the frame's number in the history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Asker {
@@ -338,7 +368,7 @@ pub struct World {
     /// Panics, spins, double answers: what no node may do.
     pub broken: Vec<String>,
     rng: ChaCha8Rng,
-    queue: BTreeMap<(u64, u64), Box<Event>>, // boxed: a tree moves what it keeps
+    queue: BinaryHeap<Scheduled>,
     events: u64,
     notary: Arc<Notary>,
     config: Config,
@@ -393,7 +423,7 @@ impl World {
             failed: Vec::new(),
             broken: Vec::new(),
             rng: stream(plan.seed, "world"),
-            queue: BTreeMap::new(),
+            queue: BinaryHeap::new(),
             events: 0,
             notary,
             real_signatures: plan.real_signatures,
@@ -477,7 +507,7 @@ impl World {
 
     fn schedule(&mut self, after_us: u64, event: Event) {
         self.events += 1;
-        self.queue.insert((self.now_us + after_us, self.events), Box::new(event));
+        self.queue.push(Scheduled { at: Reverse((self.now_us + after_us, self.events)), event: Box::new(event) });
     }
 
     /// Puts `number` into [`Self::reminders`] after so many microseconds.
@@ -864,7 +894,7 @@ impl World {
                 continue;
             }
             let peer = self.hosts[other].peer;
-            let mut distance: [u8; 32] = Sha256::digest(peer.peer_id_bytes()).into();
+            let mut distance = self.hosts[other].place;
             distance.iter_mut().zip(&target).for_each(|(byte, other)| *byte ^= other);
             peers.push((distance, peer));
         }
@@ -932,13 +962,13 @@ impl World {
     /// Lets everything happen until `until_us`, a call is answered, or a reminder is due. Returns whether something came first.
     pub fn run_until(&mut self, until_us: u64) -> bool {
         while self.replies.is_empty() && self.reminders.is_empty() && self.cheat_replies.is_empty() && self.failed.is_empty() {
-            let Some(entry) = self.queue.first_entry().filter(|entry| entry.key().0 <= until_us) else {
+            let due = self.queue.peek().is_some_and(|next| next.at.0.0 <= until_us);
+            let Some(next) = due.then(|| self.queue.pop()).flatten() else {
                 self.now_us = until_us;
                 return false;
             };
-            self.now_us = entry.key().0;
-            let event = entry.remove();
-            self.happen(*event);
+            self.now_us = next.at.0.0;
+            self.happen(*next.event);
         }
         true
     }
