@@ -396,6 +396,11 @@ impl Get {
         self.evidence.take()
     }
 
+    /// Versions above it that were acked and are not known to be certified: also after a failure.
+    pub fn prepared_seen(&self) -> Vec<SignedManifest> {
+        self.prepared.values().map(|(manifest, _)| manifest.clone()).collect()
+    }
+
     /// The highest certified head found so far, expired or not: also after a failure.
     pub fn best(&self) -> Option<&CertifiedHead> {
         self.heads.values().next_back()
@@ -906,7 +911,7 @@ impl Get {
             answers: self.answers(),
             shards_from: holders().filter(|(_, index)| used.contains(index)).collect(),
             missing: holders().filter(|(peer, index)| lacks(peer, *index)).collect(),
-            prepared_seen: self.prepared.values().map(|(manifest, _)| manifest.clone()).collect(),
+            prepared_seen: self.prepared_seen(),
             older_sets: live_older(manifest, now).cloned().collect(),
         }
     }

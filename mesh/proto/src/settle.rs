@@ -1,12 +1,16 @@
 //! One version of unknown outcome, settled: is it durable, or will it never be? (docs/spec/quorum.md#a-version-that-is-given-up)
 //!
-//! Every holder is asked to promise never to ack it. Who has acked it says so instead. `2f + 1` promises prove that it never committed;
-//! `n - f` acks prove that it is durable. Each holder gives the one or the other, so both cannot be while at most `f` lie.
+//! Its holders are asked who acked it. If enough did not, they are asked to promise that they never will: `2f + 1` promises prove that it never
+//! committed. If too many did for that, its shards are fetched from them and sent to the others: `n - f` acks prove that it is durable. Each
+//! holder gives the one or the other, so both cannot be while at most `f` lie.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use persona_fragments::{
-    AbortedVersion, Ack, Certificate, CertifiedHead, Equivocation, PeerKey, Signature, SignedManifest, Verifier, certificate::HeadWire,
+    AbortedVersion, Ack, Certificate, CertifiedHead, Equivocation, PeerKey, Signature, SignedManifest, Verifier,
+    certificate::HeadWire,
+    coding::{encode, reconstruct, shard_matches},
+    manifest::ManifestWire,
 };
 
 use crate::{
@@ -19,6 +23,9 @@ use crate::{
 
 /// A question without a reply is asked again after so long.
 const RESEND_US: u64 = 1_000_000;
+
+/// This part of the time is for asking who acked it, if somebody does not answer.
+const ASKING_SHARE: u64 = 3;
 
 /// What to settle.
 #[derive(Clone, Debug)]
@@ -72,15 +79,31 @@ pub enum Settled {
 pub struct Settle {
     task: SettleTask,
     started_us: u64,
-    over: bool,
+    step: Step,
     acks: BTreeMap<u8, Ack>,
     nevers: BTreeMap<u8, Ack>,
+    /// Holders that answered, and showed no ack.
+    without: BTreeSet<u8>,
     superseded: Option<CertifiedHead>,
     evidence: Option<Box<Equivocation>>,
-    /// By holder index: whether its answer is still to come.
-    silent: BTreeMap<u8, bool>,
+    /// Holders whose answer to the question of this step is still to come.
+    silent: BTreeSet<u8>,
     tags: BTreeMap<Tag, Question>,
     last_tag: u32,
+}
+
+/// What is being asked.
+enum Step {
+    /// Who has acked it?
+    Asking,
+    /// Promise never to.
+    GivingUp,
+    /// Your shard of it; by index, those that match.
+    Fetching(BTreeMap<u8, Vec<u8>>),
+    /// Ack it, here is your shard: all of them.
+    Completing(Vec<Vec<u8>>),
+    /// It is over.
+    Over,
 }
 
 #[derive(Clone, Copy)]
@@ -98,19 +121,18 @@ impl Settle {
         let mut settle = Self {
             task,
             started_us: now.mono_us,
-            over: false,
+            step: Step::Over,
             acks: BTreeMap::new(),
             nevers: BTreeMap::new(),
+            without: BTreeSet::new(),
             superseded: None,
             evidence: None,
-            silent: (0..n).map(|index| (index, true)).collect(),
+            silent: BTreeSet::new(),
             tags: BTreeMap::new(),
             last_tag: 0,
         };
         let mut out = Vec::new();
-        for index in 0..n {
-            settle.ask(index, now, &mut out);
-        }
+        settle.begin(Step::Asking, (0..n).collect(), now, &mut out);
         (settle, out)
     }
 
@@ -119,7 +141,6 @@ impl Settle {
         let mut out = Vec::new();
         let Some(question) = self.tags.remove(&tag) else { return out };
         match reply {
-            _ if self.over => return out,
             Reply::Unreachable if question.again => return out,
             Reply::Answer(Response::Busy) => {
                 self.tags.insert(tag, Question { sent_us: now.mono_us, ..question });
@@ -128,7 +149,7 @@ impl Settle {
             Reply::Unreachable => {}
             Reply::Answer(response) => self.learn(question.index, response, verifier),
         }
-        self.silent.insert(question.index, false);
+        self.silent.remove(&question.index);
         self.advance(now, &mut out);
         out
     }
@@ -136,7 +157,7 @@ impl Settle {
     /// Time has passed: call at [`Self::deadline`] or later.
     pub fn tick(&mut self, now: Now) -> Vec<SettleOut> {
         let mut out = Vec::new();
-        if self.over {
+        if self.finished() {
             return out;
         }
         let mut again = Vec::new();
@@ -154,12 +175,12 @@ impl Settle {
     /// When to call [`Self::tick`] next, in microseconds of [`Now::mono_us`]; `None` once finished.
     pub fn deadline(&self) -> Option<u64> {
         let resend = self.tags.values().filter(|question| !question.again).map(|question| question.sent_us + RESEND_US).min();
-        (!self.over).then(|| resend.map_or(self.end_us(), |resend| resend.min(self.end_us())))
+        (!self.finished()).then(|| resend.map_or(self.step_ends_us(), |resend| resend.min(self.step_ends_us())))
     }
 
     /// Whether it is over.
     pub fn finished(&self) -> bool {
-        self.over
+        matches!(self.step, Step::Over)
     }
 
     /// The version that is settled.
@@ -172,78 +193,164 @@ impl Settle {
         self.evidence.take()
     }
 
-    fn end_us(&self) -> u64 {
-        self.started_us.saturating_add(self.task.patience_us)
+    fn step_ends_us(&self) -> u64 {
+        let patience_us = self.task.patience_us;
+        self.started_us.saturating_add(if matches!(self.step, Step::Asking) { patience_us / ASKING_SHARE } else { patience_us })
+    }
+
+    fn begin(&mut self, step: Step, asked: BTreeSet<u8>, now: Now, out: &mut Vec<SettleOut>) {
+        self.step = step;
+        self.tags.clear();
+        asked.iter().for_each(|index| self.ask(*index, now, out));
+        self.silent = asked;
     }
 
     fn ask(&mut self, index: u8, now: Now, out: &mut Vec<SettleOut>) {
         let manifest = &self.task.manifest;
-        let request = Request::Never { manifest: manifest.wire().clone(), index, order: self.task.order };
+        let request = match &self.step {
+            Step::Asking => Request::Head { key: manifest.key, fence: None, with_shard: false },
+            Step::GivingUp => Request::Never { manifest: manifest.wire().clone(), index, order: self.task.order },
+            Step::Fetching(_) => Request::Shard { key: manifest.key, version: manifest.version },
+            Step::Completing(shards) => {
+                Request::Prepare { manifest: manifest.wire().clone(), index, shard: Some(shards[usize::from(index)].clone()) }
+            }
+            Step::Over => return,
+        };
         self.last_tag += 1;
         self.tags.insert(Tag(self.last_tag), Question { index, sent_us: now.mono_us, again: false });
         out.push(SettleOut::Send { tag: Tag(self.last_tag), to: manifest.holders[usize::from(index)], request });
     }
 
-    /// The first thing that a holder says and that verifies counts: it cannot have acked and promised.
+    /// What a holder said that verifies. It cannot have acked and promised: what it said first counts.
     fn learn(&mut self, index: u8, response: Response, verifier: &dyn Verifier) {
         let manifest = &self.task.manifest;
         let holder = &manifest.holders[usize::from(index)];
-        if self.acks.contains_key(&index) || self.nevers.contains_key(&index) {
-            return;
-        }
         match response {
             Response::Promised { never } if never.verify(&manifest.never_leaf(index), holder, verifier) => {
-                self.nevers.insert(index, never);
+                if !self.acks.contains_key(&index) {
+                    self.nevers.insert(index, never);
+                }
             }
-            Response::Prepared(PreparedWire { manifest: acked, ack })
-                if acked == *manifest.wire() && ack.verify(&manifest.ack_leaf(index), holder, verifier) =>
-            {
-                self.acks.insert(index, ack);
+            Response::Acked { ack } => self.learn_ack(index, ack, verifier),
+            Response::Prepared(prepared) => self.learn_prepared(index, prepared, verifier),
+            Response::Head(answer) => {
+                self.without.insert(index);
+                answer.committed.into_iter().chain(answer.expired).for_each(|head| self.learn_head(head, verifier));
+                answer.prepared.into_iter().for_each(|prepared| self.learn_prepared(index, prepared, verifier));
             }
-            Response::Prepared(PreparedWire { manifest: acked, .. }) => {
-                let other = SignedManifest::verify(acked, verifier).ok();
-                self.evidence = other.and_then(|other| Equivocation::of(manifest, &other)).map(Box::new).or(self.evidence.take());
+            Response::Shard { index: which, bytes } if which == index && shard_matches(manifest, index, &bytes) => {
+                if let Step::Fetching(shards) = &mut self.step {
+                    shards.insert(index, bytes);
+                }
             }
-            Response::Superseded { head } => self.learn_head(head, verifier),
+            Response::Superseded { head } | Response::Fenced { head } => self.learn_head(head, verifier),
+            Response::Conflict { manifest: other } => self.learn_other(other, verifier),
             _ => {}
         }
     }
 
-    fn learn_head(&mut self, head: HeadWire, verifier: &dyn Verifier) {
-        let Ok(head) = CertifiedHead::verify(head, verifier) else { return };
+    fn learn_ack(&mut self, index: u8, ack: Ack, verifier: &dyn Verifier) {
         let manifest = &self.task.manifest;
-        if head.manifest.key == manifest.key && rank(&head.manifest) >= rank(manifest) {
+        let holder = &manifest.holders[usize::from(index)];
+        if !self.nevers.contains_key(&index) && ack.verify(&manifest.ack_leaf(index), holder, verifier) {
+            self.without.remove(&index);
+            self.acks.insert(index, ack);
+        }
+    }
+
+    fn learn_prepared(&mut self, index: u8, PreparedWire { manifest, ack }: PreparedWire, verifier: &dyn Verifier) {
+        match manifest == *self.task.manifest.wire() {
+            true => self.learn_ack(index, ack, verifier),
+            false => self.learn_other(manifest, verifier),
+        }
+    }
+
+    /// A holder showed another manifest: of another version, or the proof that the owner's key signed two.
+    fn learn_other(&mut self, other: ManifestWire, verifier: &dyn Verifier) {
+        let manifest = &self.task.manifest;
+        let same_version = |other: &SignedManifest| (other.key, other.version) == (manifest.key, manifest.version);
+        // Decoded first: most are of other versions, and need not be verified.
+        let Some(other) = SignedManifest::trusted(other).ok().filter(same_version) else { return };
+        let other = SignedManifest::verify(other.wire().clone(), verifier).ok();
+        self.evidence = other.and_then(|other| Equivocation::of(manifest, &other)).map(Box::new).or(self.evidence.take());
+    }
+
+    fn learn_head(&mut self, head: HeadWire, verifier: &dyn Verifier) {
+        let manifest = &self.task.manifest;
+        let matters = |head: &SignedManifest| head.key == manifest.key && rank(head) >= rank(manifest);
+        if !SignedManifest::trusted(head.manifest.clone()).is_ok_and(|head| matters(&head)) {
+            return;
+        }
+        if let Ok(head) = CertifiedHead::verify(head, verifier) {
             self.superseded = Some(head);
         }
     }
 
     fn advance(&mut self, now: Now, out: &mut Vec<SettleOut>) {
-        let manifest = &self.task.manifest;
+        let manifest = self.task.manifest.clone();
         if let Some(head) = self.superseded.take() {
             let itself = head.manifest.hash() == manifest.hash();
             let settled = if itself { Settled::Certified } else { Settled::Superseded };
             return self.finish(settled(Box::new(head)), now, out);
         }
-        if let Some(certificate) = Certificate::assemble(manifest, &self.acks) {
-            let head = CertifiedHead { manifest: manifest.clone(), certificate, lease: None };
+        if let Some(certificate) = Certificate::assemble(&manifest, &self.acks) {
+            let head = CertifiedHead { manifest, certificate, lease: None };
             return self.finish(Settled::Certified(Box::new(head)), now, out);
         }
-        if let Some(aborted) = AbortedVersion::assemble(manifest, &self.nevers) {
+        if let Some(aborted) = AbortedVersion::assemble(&manifest, &self.nevers) {
             return self.finish(Settled::Aborted(Box::new(aborted)), now, out);
         }
         let (commits, aborts) = (usize::from(manifest.shape.quorum()), usize::from(manifest.shape.abort_quorum()));
-        let n = manifest.shape.n();
-        let silent = self.silent.values().filter(|silent| **silent).count();
-        let hopeless = self.acks.len() + silent < commits && self.nevers.len() + silent < aborts;
-        if hopeless || now.mono_us >= self.end_us() {
-            let (acks, nevers) = (self.acks.len() as u8, self.nevers.len() as u8);
-            self.finish(Settled::Undecided { acks, nevers, n }, now, out);
+        let (acks, silent) = (self.acks.len(), self.silent.len());
+        let late = now.mono_us >= self.step_ends_us();
+        let undecided = match &mut self.step {
+            Step::Asking if self.without.len() >= aborts => {
+                let asked = (0..manifest.shape.n()).filter(|index| !self.acks.contains_key(index)).collect();
+                return self.begin(Step::GivingUp, asked, now, out);
+            }
+            Step::Asking => silent == 0 || late,
+            Step::GivingUp => late || acks + silent < commits && self.nevers.len() + silent < aborts,
+            Step::Fetching(shards) => {
+                let shards = std::mem::take(shards);
+                let content = (shards.len() >= usize::from(manifest.shape.k())).then(|| reconstruct(&manifest, &shards));
+                match content {
+                    Some(content) => {
+                        let shards = content.ok().and_then(|content| encode(&content, manifest.shape).ok());
+                        // What its owner signed has no content: nobody can complete it.
+                        let Some(shards) = shards else { return self.undecided(now, out) };
+                        let others =
+                            (0..manifest.shape.n()).filter(|index| !self.acks.contains_key(index) && !self.nevers.contains_key(index));
+                        return self.begin(Step::Completing(shards), others.collect(), now, out);
+                    }
+                    None => self.step = Step::Fetching(shards),
+                }
+                late || silent == 0
+            }
+            Step::Completing(_) => late || acks + silent < commits,
+            Step::Over => return,
+        };
+        if !undecided {
+            return;
         }
+        let may_ack = usize::from(manifest.shape.n()) - self.nevers.len();
+        let completes = acks >= usize::from(manifest.shape.k()) && may_ack >= commits;
+        match self.step {
+            Step::Asking | Step::GivingUp if completes && now.mono_us < self.started_us.saturating_add(self.task.patience_us) => {
+                let ackers = self.acks.keys().copied().collect();
+                self.begin(Step::Fetching(BTreeMap::new()), ackers, now, out);
+            }
+            _ => self.undecided(now, out),
+        }
+    }
+
+    fn undecided(&mut self, now: Now, out: &mut Vec<SettleOut>) {
+        let (acks, nevers, n) = (self.acks.len() as u8, self.nevers.len() as u8, self.task.manifest.shape.n());
+        self.finish(Settled::Undecided { acks, nevers, n }, now, out);
     }
 
     /// Tells the holders what was found. Whoever does not hear it drops the version when it expires, or learns of it from a reader.
     fn finish(&mut self, settled: Settled, now: Now, out: &mut Vec<SettleOut>) {
-        self.over = true;
+        self.step = Step::Over;
         self.tags.clear();
         let manifest = &self.task.manifest;
         let mut tell = manifest.holders.clone();

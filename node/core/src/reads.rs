@@ -368,6 +368,10 @@ impl Node {
             let (call, head) = (*call, head.clone());
             return self.begin_survey(call, head);
         }
+        if let (GetPurpose::Complete { agent, name }, GetStage::Running(running)) = (&get.purpose, &get.stage) {
+            // That nothing can be read is no reason to leave what crowds its holders.
+            return self.settle_undecided(agent, name, running.prepared_seen());
+        }
         let error = match error {
             GetError::NotFound { asked, answered } => CallError::NotFound { what, asked: asked as u32, answered: answered as u32 },
             GetError::Expired { .. } => {
@@ -442,8 +446,9 @@ impl Node {
                 Err(error) => self.reply(call, Err(error)),
             },
             GetPurpose::Complete { agent, name } => {
-                let seen = result.map(|got| got.value.prepared_seen).unwrap_or_default();
-                self.settle_undecided(&agent, &name, seen);
+                if let Ok(got) = result {
+                    self.settle_undecided(&agent, &name, got.value.prepared_seen);
+                }
             }
             GetPurpose::Certificate { call } => {
                 let answer = result.map(|got| {

@@ -1141,6 +1141,10 @@ impl World {
                 prepared.ack.signature.0[0] ^= 1;
                 Response::Prepared(prepared)
             }
+            (Some(Lie::BadAck), Response::Head(mut answer)) => {
+                answer.prepared.iter_mut().for_each(|prepared| prepared.ack.signature.0[0] ^= 1);
+                Response::Head(answer)
+            }
             (Some(Lie::Forge), Response::Head(mut answer)) => {
                 if let Some(prepared) = answer.prepared.pop() {
                     let manifest = SignedManifest::trusted(prepared.manifest.clone()).expect("prepared");
