@@ -38,9 +38,15 @@ pub(crate) struct Outstanding {
     waiting: Vec<(OpId, Tag)>,
 }
 
+/// What a section is now is not said later than this, in microseconds: its life may be over by then. A frame with such an answer that had to
+/// wait for others, which wait for the disk, or while the machine slept, is not answered, and its sender asks again.
+const CURRENT_US: u64 = 1_000_000;
+
 /// A peer's frame that is being answered.
 pub(crate) struct InboundFrame {
     responses: Vec<Option<Response>>,
+    /// When the first answer was made that says what a section is now (monotonic).
+    current_us: Option<u64>,
 }
 
 /// Where a holder's answer goes.
@@ -204,7 +210,7 @@ impl Node {
             // What does not decode is not answered: its sender is broken or hostile.
             Err(_) => return self.count("frames_malformed"),
         };
-        self.inbound.insert(inbound, InboundFrame { responses: requests.iter().map(|_| None).collect() });
+        self.inbound.insert(inbound, InboundFrame { responses: requests.iter().map(|_| None).collect(), current_us: None });
         for (slot, request) in requests.into_iter().enumerate() {
             let call = self.id();
             self.holder_calls.insert(call, HolderCall::Remote { inbound, slot });
@@ -237,10 +243,18 @@ impl Node {
     fn holder_reply(&mut self, call: CallId, response: Response) {
         match self.holder_calls.remove(&call.0) {
             Some(HolderCall::Remote { inbound, slot }) => {
+                let now_us = self.now.mono_us;
                 let Some(frame) = self.inbound.get_mut(&inbound) else { return };
+                if matches!(response, Response::Head(_) | Response::Shard { .. } | Response::Superseded { .. }) {
+                    frame.current_us.get_or_insert(now_us);
+                }
                 frame.responses[slot] = Some(response);
                 if frame.responses.iter().all(Option::is_some) {
-                    let responses = self.inbound.remove(&inbound).into_iter().flat_map(|frame| frame.responses).flatten().collect();
+                    let Some(frame) = self.inbound.remove(&inbound) else { return };
+                    if frame.current_us.is_some_and(|at| now_us > at + CURRENT_US) {
+                        return self.count("frames_answered_late");
+                    }
+                    let responses = frame.responses.into_iter().flatten().collect();
                     self.out.push(Output::Respond { inbound, frame: ResponseFrame { responses }.to_bytes() });
                 }
             }

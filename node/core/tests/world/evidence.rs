@@ -2,7 +2,7 @@
 
 use persona_core::{Answer, Call, Input};
 use persona_fragments::{
-    Class, Ed25519Signer, Ed25519Verifier, Equivocation, Manifest, OwnerKey, SectionKey, Shape, SignedManifest, Signer, Version,
+    Class, Ed25519Signer, Ed25519Verifier, Equivocation, Manifest, OwnerKey, PeerKey, SectionKey, Shape, SignedManifest, Signer, Version,
     coding::{content_hash, encode, shard_hashes},
 };
 use persona_mesh_proto::{Mode, Request, RequestFrame, Table};
@@ -52,6 +52,34 @@ fn a_version_that_was_signed_twice_is_alarmed_kept_and_shown_by_everybody_who_sa
     assert_eq!(analyze(&mut world, 0, SectionKey::derive(&bob, b"card")), None);
 }
 
+/// The first put of a stranger's card at one holder alone.
+pub(crate) fn lone_card(owner: &Ed25519Signer, holder: PeerKey, issued_at_ms: u64, content: &[u8]) -> Request {
+    let key = OwnerKey(owner.public_key());
+    let shape = Shape::for_level(1, 1).expect("one holder");
+    let shards = encode(content, shape).expect("content");
+    let version = Version { term: 1, device: holder.device(), seq: 1 };
+    let manifest = Manifest {
+        key: SectionKey::derive(&key, b"card"),
+        owner: key,
+        name: b"card".to_vec(),
+        version,
+        content_version: version,
+        class: Class::Core,
+        level: 1,
+        issued_at_ms,
+        ttl_ms: 3_600_000,
+        renew_until_ms: 0,
+        content_len: content.len() as u32,
+        shape,
+        content_hash: content_hash(content),
+        shard_hashes: shard_hashes(&shards),
+        holders: vec![holder],
+        older: Vec::new(),
+    };
+    let manifest = SignedManifest::sign(manifest, owner).expect("sound");
+    Request::Prepare { manifest: manifest.wire().clone(), index: 0, shard: Some(shards[0].clone()) }
+}
+
 #[test]
 fn proofs_are_kept_within_bounds() {
     let mut world = World::of(2, 602);
@@ -61,32 +89,8 @@ fn proofs_are_kept_within_bounds() {
         let mut seed = [9; 32];
         seed[..4].copy_from_slice(&number.to_le_bytes());
         let owner = Ed25519Signer::from_seed(&seed);
-        let key = OwnerKey(owner.public_key());
-        let shape = Shape::for_level(1, 1).expect("one holder");
-        let prepare = |content: &[u8]| {
-            let shards = encode(content, shape).expect("content");
-            let version = Version { term: 1, device: me.device(), seq: 1 };
-            let manifest = Manifest {
-                key: SectionKey::derive(&key, b"card"),
-                owner: key,
-                name: b"card".to_vec(),
-                version,
-                content_version: version,
-                class: Class::Core,
-                level: 1,
-                issued_at_ms: world.now().wall_ms,
-                ttl_ms: 3_600_000,
-                renew_until_ms: 0,
-                content_len: content.len() as u32,
-                shape,
-                content_hash: content_hash(content),
-                shard_hashes: shard_hashes(&shards),
-                holders: vec![me],
-                older: Vec::new(),
-            };
-            let manifest = SignedManifest::sign(manifest, &owner).expect("sound");
-            Request::Prepare { manifest: manifest.wire().clone(), index: 0, shard: Some(shards[0].clone()) }
-        };
+        let now_ms = world.now().wall_ms;
+        let prepare = |content: &[u8]| lone_card(&owner, me, now_ms, content);
         let frame = RequestFrame { requests: vec![prepare(b"one"), prepare(b"other")] }.to_bytes();
         for again in 0..2 {
             let inbound = (1 << 40) + u64::from(number) * 2 + again;

@@ -1,10 +1,10 @@
 //! Sections: puts, reads, renewals, and what survives which crash.
 
 use persona_core::{Answer, Call, CallError, Input};
-use persona_fragments::{Class, SectionKey, Version};
-use persona_mesh_proto::Mode;
+use persona_fragments::{Class, Ed25519Signer, OwnerKey, SectionKey, Signer as _, Version};
+use persona_mesh_proto::{Mode, Request, RequestFrame};
 
-use crate::{CALM, World, demanding, document};
+use crate::{CALM, World, demanding, document, evidence::lone_card};
 
 pub(crate) fn key_of(kad_key: &str) -> SectionKey {
     SectionKey::from_kad_key(kad_key).expect("a section's key")
@@ -469,4 +469,23 @@ fn a_node_with_little_room_begins_nothing_new_says_so_and_reads_on() {
     assert_eq!(world.get(0, ada, "doc/letter", Mode::Regular), Ok(b"be kind".to_vec()));
     world.feed(0, Input::DiskLow { low: false });
     world.put(0, ada, "doc/letter", b"be kinder").expect("there is room again");
+}
+
+/// Seed 4605: a machine slept between the question what is current and the disk that another answer of that frame waited for.
+#[test]
+fn what_a_section_was_before_the_disk_was_slow_is_not_said_after() {
+    for (sync_us, late) in [(800_000, 0), (1_200_000, 1)] {
+        let mut world = World::of(2, 303);
+        let (me, from) = (world.hosts[0].peer, world.hosts[1].peer);
+        let owner = Ed25519Signer::from_seed(&[5; 32]);
+        let key = SectionKey::derive(&OwnerKey(owner.public_key()), b"card");
+        let head = Request::Head { key, fence: None, with_shard: false };
+        let prepare = lone_card(&owner, me, world.now().wall_ms, b"card");
+        world.sync_us = sync_us;
+        for (inbound, requests) in [(1 << 40, vec![head.clone(), prepare.clone()]), (1 << 41, vec![prepare, head])] {
+            world.feed(0, Input::Frame { inbound, from, frame: RequestFrame { requests }.to_bytes() });
+        }
+        world.run_s(3);
+        assert_eq!(world.counter(0, "frames_answered_late"), 2 * late, "{sync_us} us");
+    }
 }
