@@ -33,7 +33,11 @@ impl Node {
         if self.evidence.len() >= EVIDENCE_MAX {
             return;
         }
-        let whose = if self.owners.contains_key(&owner) { ": were its keys or this disk copied or set back?" } else { "" };
+        let whose = if self.owners.contains_key(&owner) {
+            ": were its keys or this disk copied or set back? Run one node with these keys, and never on a disk from a backup"
+        } else {
+            ": do not rely on what it says until its owner explains"
+        };
         let text = format!(
             "{} signed two manifests of version {} of {}, {} and {}{whose}",
             owner.to_did(),

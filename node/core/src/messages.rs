@@ -634,7 +634,7 @@ impl Node {
                 let ack = match self.compose_row(to, card, Kind::Ack, &wire::encode(&payload), now_ms + self.config.message_ttl_ms) {
                     Ok(ack) => ack.envelope,
                     Err(error) => {
-                        self.alarm("ack-failed", format!("a message was delivered, but cannot be acknowledged: {error}"));
+                        self.alarm("ack-failed", format!("a message was delivered, but cannot be acknowledged: {error}; its sender will send it again, and `persona inbox` has it"));
                         Vec::new()
                     }
                 };
@@ -874,7 +874,8 @@ impl Node {
                 self.count("commitments_refused");
                 let did = commitment.agent().to_did();
                 let text = format!(
-                    "a second personality {} was announced for {did}, which is bound to {}: its signing key may be stolen",
+                    "a second personality {} was announced for {did}, which is bound to {}: its signing key may be stolen. \
+                     Believe nothing new that is signed by it until its owner has confirmed, on another way, which of the two is its own",
                     &commitment.digest().to_hex()[..16],
                     &known.to_hex()[..16],
                 );
@@ -889,7 +890,10 @@ impl Node {
         let kept = self.registry.known(&card.agent).is_none_or(|known| known == card.commitment);
         if !kept {
             let did = card.agent.to_did();
-            self.alarm("second-commitment", format!("the card of {did} shows another personality than the one it is bound to"));
+            self.alarm("second-commitment", format!(
+                    "the card of {did} shows another personality than the one it is bound to, and is not believed: ask its owner, on another way, \
+                     whether its signing key was stolen"
+                ));
         }
         kept
     }
@@ -1016,7 +1020,10 @@ impl Node {
         if !rows.inbox.is_empty() {
             match open_inbox(key, rows.inbox) {
                 Ok(inbox) => drop(self.messages.inbox.insert(*id, inbox)),
-                Err(error) => self.alarm("inbox-damaged", format!("what {} received here before is lost: {error}", id.to_did())),
+                Err(error) => self.alarm("inbox-damaged", format!(
+                        "what {} received here before is lost: {error}; ask its partners to send again what is missed, and look after the disk",
+                        id.to_did()
+                    )),
             }
         }
         let known = self.messages.inbox.get(id).and_then(|inbox| inbox.back()).map(|(seq, _)| *seq);

@@ -104,12 +104,15 @@ impl Node {
             }
             Err(_) if now_us >= missing.gone_us => {
                 agent.missing.remove(name);
-                self.alarm("section-lost", format!("{what} has expired before its holders came back: it begins anew"));
+                self.alarm(
+                    "section-lost",
+                    format!("{what} has expired before its holders came back: it begins anew. If you have a copy, put it again"),
+                );
             }
             Err(CallError::NotFound { asked, answered, .. }) if answered * 2 > asked => {
                 // Those who would know say that there is none: it has expired, or was never put.
                 agent.missing.remove(name);
-                self.alarm("section-lost", format!("{what} is held by nobody any more: it begins anew"));
+                self.alarm("section-lost", format!("{what} is held by nobody any more: it begins anew. If you have a copy, put it again"));
             }
             Err(_) => {
                 missing.failures += 1;

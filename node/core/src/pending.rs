@@ -120,7 +120,13 @@ impl Node {
             Some(AfterKeep::Home { call, agent, report }) => self.agent_is_home(call, agent, report, result),
             Some(AfterKeep::Refused { call, error }) => {
                 if let Err(reason) = result {
-                    self.alarm("not-kept", format!("the keys of a refused import could not be removed from the keystore: {reason}"));
+                    self.alarm(
+                        "not-kept",
+                        format!(
+                            "the keys of a refused import could not be removed from the keystore: {reason}; the next start of \
+                             this node would import it again. Give the state directory room or rights before that"
+                        ),
+                    );
                 }
                 self.answer_import(call, Err(error));
             }

@@ -177,7 +177,12 @@ impl Node {
             persona_agent::IndexEntry { class: owned.class, ttl_ms: owned.ttl_ms, level: owned.level, version: None, removed: false };
         if let Err(error) = agent.index.set(name, entry) {
             let waiting = owner.sections.remove(name).map_or_else(Vec::new, |owned| owned.waiting_next);
-            self.alarm("index-full", format!("section {name} cannot be listed: {error}"));
+            self.alarm(
+                "index-full",
+                format!(
+                    "section {name} cannot be listed: {error}; store it under a name that the agent has already, or with another agent"
+                ),
+            );
             let error = CallError::TooLarge(error.to_string());
             return waiting.into_iter().for_each(|waiter| self.tell_put(id, name, waiter, Err(error.clone())));
         }
@@ -668,7 +673,7 @@ impl Node {
                 // Another process wrote this version with the same keys and device, or this disk was rolled back. Go past it.
                 self.alarm(
                     "conflict",
-                    format!("{what}: another manifest of version {version} is stored: were the keys or the disk copied?"),
+                    format!("{what}: another manifest of version {version} is stored: were the keys or the disk copied? A later version is tried; run one node with these keys, not two"),
                 );
                 if let Some(owned) = self.owned(&id, &name) {
                     owned.skip_versions();
@@ -935,7 +940,13 @@ impl Node {
                 self.import_fenced(id, term);
             }
             let did = id.to_did();
-            self.alarm("fenced", format!("{did} was taken over by another node in term {term}: this node only reads for it now"));
+            self.alarm(
+                "fenced",
+                format!(
+                    "{did} was taken over by another node in term {term}: this node only reads for it now. If that was not you, \
+                     its keys are in other hands; `persona agent import FILE` brings it back here"
+                ),
+            );
         }
     }
 

@@ -51,6 +51,29 @@ fn a_node_whose_clock_is_an_hour_off_dates_its_puts_by_its_peers() {
     }
 }
 
+/// Seeds 23243 and 30915: those that were not told in time went by whatever few clocks they knew for a minute.
+#[test]
+fn a_clock_that_did_not_say_in_time_is_asked_again_soon() {
+    for (seed, lost) in [(515, true), (516, false)] {
+        let mut world = World::of(8, seed);
+        world.run_s(70);
+        world.crash(0);
+        world.hosts[0].ahead_ms = HOUR_MS;
+        world.restart(0);
+        // Its first questions are lost, or their answers take too long to say anything.
+        let before = world.net;
+        match lost {
+            true => world.net.lost_permille = 1000,
+            false => world.net.delay_us = (400_000, 600_000),
+        }
+        world.run_s(5);
+        world.net = before;
+        assert_eq!(world.status(0).clock.peers, 0, "lost: {lost}");
+        world.run_s(17);
+        assert!(world.status(0).clock.peers >= 3, "lost: {lost}: {:?}", world.status(0).clock);
+    }
+}
+
 #[test]
 fn class_active_is_refused_while_the_clock_is_off_and_not_after() {
     for ahead_ms in [3_000, -3_000, HOUR_MS] {
