@@ -63,6 +63,37 @@ fn a_section_outlives_its_owner_and_the_owner_goes_on_from_there() {
     assert_eq!(section.state, "committed");
 }
 
+/// Whoever leads gives a late one up or waits for it, and those that judge must come to the same: else they agree on no link.
+#[test]
+fn where_one_is_gone_a_holder_that_answers_late_keeps_no_lease_from_being_renewed() {
+    for (seed, lag_us) in [(404, 1_700_000), (405, 1_950_000), (406, 2_300_000), (407, 2_900_000)] {
+        let mut world = World::of(12, seed);
+        let ada = world.create(0, "ada");
+        let letter = match leased(ada, 60_000, 3_600_000) {
+            Call::PutSection { agent, name, class, ttl_ms, renew_for_ms, require_level, content, .. } => {
+                Call::PutSection { agent, name, class, ttl_ms, renew_for_ms, level: Some(2), require_level, content }
+            }
+            other => other,
+        };
+        let id = world.call(0, letter);
+        let report = world.put_answer(id).expect("it commits");
+        let key = SectionKey::from_kad_key(&report.kad_key).expect("a key");
+        let holders = world.hosts_named(&report.holders);
+        assert_eq!(holders.len(), 4);
+        world.run_s(2);
+        world.crash(0);
+        // One of four is gone, and without the late one there is no quorum.
+        world.crash(holders[0]);
+        world.hosts[holders[1]].lag_us = lag_us;
+        let reader = (1..12).find(|host| !holders.contains(host)).expect("another");
+        for _ in 0..5 {
+            world.run_s(60);
+            let report = analysis(&mut world, reader, key);
+            assert!(report.readable.regular && report.expires_in_s > 0.0, "{lag_us}: {report:?}");
+        }
+    }
+}
+
 #[test]
 fn without_a_lease_it_does_not() {
     let (mut world, _, key) = with_letter(402, 0);

@@ -100,6 +100,8 @@ struct Host {
     prefix: Option<[u8; 8]>,
     /// By how much its wall clock is ahead of the world's, in milliseconds.
     ahead_ms: i64,
+    /// How long it takes to answer, beside the way.
+    lag_us: u64,
     /// Its keystore cannot be written.
     keystore_fails: bool,
     /// Why agents of the keystore were not taken up at the last start. Only a damaged disk may have such.
@@ -238,6 +240,7 @@ impl World {
                 importing: Vec::new(),
                 prefix: None,
                 ahead_ms: 0,
+                lag_us: 0,
                 keystore_fails: false,
                 damaged: false,
                 not_taken_up: Vec::new(),
@@ -538,7 +541,7 @@ impl World {
 
     fn answer(&mut self, from: usize, asker: Asker, result: Result<Vec<u8>, RequestError>) {
         if self.reachable(from, asker.host) && !self.chance(self.net.lost_permille) {
-            let after = self.delay();
+            let after = self.delay() + self.hosts[from].lag_us;
             self.schedule(after, Event::Response { asker, result });
         }
     }
