@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -66,6 +67,9 @@ enum Verb {
         /// Seeds that each may take
         #[arg(long, default_value_t = 20_000)]
         seeds: u64,
+        /// The first seed
+        #[arg(long, default_value_t = 0)]
+        from: u64,
         /// Only these, by their names
         #[arg(long, value_delimiter = ',')]
         only: Vec<String>,
@@ -260,7 +264,9 @@ fn main() -> ExitCode {
             Ok(trace) => run_many(seeds, from, threads, seconds, trace.as_ref(), json),
             Err(error) => failed(&error),
         },
-        Verb::Mutants { seeds, only, without, seconds, threads, json } => run_mutants(seeds, &only, &without, seconds, threads, json),
+        Verb::Mutants { seeds, from, only, without, seconds, threads, json } => {
+            run_mutants(from..from.saturating_add(seeds), &only, &without, seconds, threads, json)
+        }
         Verb::Survival { sections, meshes, lease_meshes, seed, plots, json } => {
             match survive(sections, (meshes, lease_meshes), seed, plots.as_deref(), json) {
                 Ok(()) => ExitCode::SUCCESS,
@@ -425,7 +431,7 @@ struct Fate {
     by: Option<String>,
 }
 
-fn run_mutants(seeds: u64, only: &[String], without: &[String], seconds: u64, threads: Option<usize>, json: bool) -> ExitCode {
+fn run_mutants(seeds: Range<u64>, only: &[String], without: &[String], seconds: u64, threads: Option<usize>, json: bool) -> ExitCode {
     let names: Vec<String> = Mutant::ALL.iter().map(|mutant| format!("{mutant:?}")).collect();
     if let Some(unknown) = only.iter().chain(without).find(|name| !names.contains(name)) {
         eprintln!("no mutant is called {unknown}; there are {}", names.join(", "));
@@ -439,7 +445,7 @@ fn run_mutants(seeds: u64, only: &[String], without: &[String], seconds: u64, th
             continue;
         }
         let started = Instant::now();
-        let next = AtomicU64::new(0);
+        let next = AtomicU64::new(seeds.start);
         let found: Mutex<Option<(u64, String)>> = Mutex::new(None);
         let threads = threads.or_else(|| std::thread::available_parallelism().ok().map(Into::into)).unwrap_or(1);
         std::thread::scope(|scope| {
@@ -448,7 +454,7 @@ fn run_mutants(seeds: u64, only: &[String], without: &[String], seconds: u64, th
                     loop {
                         let seed = next.fetch_add(1, Ordering::Relaxed);
                         let over = found.lock().is_ok_and(|found| found.is_some());
-                        if seed >= seeds || over || started.elapsed().as_secs() >= seconds {
+                        if seed >= seeds.end || over || started.elapsed().as_secs() >= seconds {
                             break;
                         }
                         let outcome = with(Some(mutant), || judge(&Plan::of(seed), Vec::new()));
@@ -463,11 +469,11 @@ fn run_mutants(seeds: u64, only: &[String], without: &[String], seconds: u64, th
             }
         });
         let found = found.into_inner().expect("no thread panics here");
-        let tried = next.into_inner().min(seeds);
+        let tried = next.into_inner().min(seeds.end) - seeds.start;
         let fate = Fate {
             name,
             killed: found.is_some(),
-            seeds: found.as_ref().map_or(tried, |(seed, _)| seed + 1),
+            seeds: found.as_ref().map_or(tried, |(seed, _)| seed + 1 - seeds.start),
             by: found.map(|(_, what)| what),
         };
         if !json {

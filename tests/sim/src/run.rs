@@ -749,7 +749,7 @@ impl Run {
             .map(|(i, (class, ttl_ms))| {
                 let name = format!("doc/{i}");
                 let key = SectionKey::derive(&id, &published_name(&secret, &name));
-                Document { name, key, class, ttl_ms: (ttl_ms / divisor).max(12_000), begun: 0, committed: 0, stuck: false }
+                Document { name, key, class, ttl_ms: (ttl_ms / divisor).max(20_000), begun: 0, committed: 0, stuck: false }
             })
             .collect();
         let homes = BTreeSet::from([host]);

@@ -394,7 +394,7 @@ fn config_of(plan: &Plan) -> Config {
     let mut config = Config { canary_s: plan.canary_s, ..Config::default() };
     let scale = |spec: &mut persona_fragments::ClassSpec| {
         // A life shorter than the allowance for clocks would only be a refresh every instant.
-        spec.ttl = (spec.ttl / plan.ttl_divisor).max(Duration::from_secs(12));
+        spec.ttl = (spec.ttl / plan.ttl_divisor).max(Duration::from_secs(20));
         spec.level = plan.level;
         if let Some(renew_for_s) = plan.renew_for_s.filter(|_| !spec.renew_for.is_zero()) {
             spec.renew_for = Duration::from_secs(renew_for_s);
