@@ -226,10 +226,10 @@ impl Settle {
         let manifest = &self.task.manifest;
         let holder = &manifest.holders[usize::from(index)];
         match response {
-            Response::Promised { never } if never.verify(&manifest.never_leaf(index), holder, verifier) => {
-                if !self.acks.contains_key(&index) {
-                    self.nevers.insert(index, never);
-                }
+            Response::Promised { never }
+                if !self.acks.contains_key(&index) && never.verify(&manifest.never_leaf(index), holder, verifier) =>
+            {
+                self.nevers.insert(index, never);
             }
             Response::Acked { ack } => self.learn_ack(index, ack, verifier),
             Response::Prepared(prepared) => self.learn_prepared(index, prepared, verifier),

@@ -116,7 +116,7 @@ fn run(seed: u64, forgetful: bool, marks: &mut Marks) {
             writes.push(Written { version: task.manifest.version, content, began_us: world.now.mono_us, committed_us: None });
             // Some writers reach no more than f: what these acked can be given up.
             let blocked = match world.below(8) {
-                0 => set.iter().copied().skip(world.below(f as u64 + 1) as usize).collect(),
+                0 => set.iter().copied().skip(world.below(f + 1) as usize).collect(),
                 _ => some_nodes(&mut world, &set, f),
             };
             let (machine, outs) = Put::start(task, world.timing.clone(), world.now);
