@@ -70,7 +70,7 @@ const RESEND_US: u64 = 1_000_000;
 const HEADS_MAX: usize = 8;
 
 /// Uncertified versions that one get keeps track of, and looks at in one answer; further ones are ignored, as all of them may be.
-const PREPARED_MAX: usize = 16;
+pub(crate) const PREPARED_MAX: usize = 16;
 
 /// What the caller does for a get, in order.
 #[derive(Clone, Debug)]

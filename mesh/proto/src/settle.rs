@@ -15,6 +15,7 @@ use persona_fragments::{
 
 use crate::{
     exchange::{Reply, Tag},
+    get::PREPARED_MAX,
     holder::rank,
     message::{PreparedWire, Request, Response},
     time::Now,
@@ -236,7 +237,8 @@ impl Settle {
             Response::Head(answer) => {
                 self.without.insert(index);
                 answer.committed.into_iter().chain(answer.expired).for_each(|head| self.learn_head(head, verifier));
-                answer.prepared.into_iter().for_each(|prepared| self.learn_prepared(index, prepared, verifier));
+                let prepared = answer.prepared.into_iter().take(PREPARED_MAX);
+                prepared.for_each(|prepared| self.learn_prepared(index, prepared, verifier));
             }
             Response::Shard { index: which, bytes } if which == index && shard_matches(manifest, index, &bytes) => {
                 if let Step::Fetching(shards) = &mut self.step {
@@ -252,7 +254,7 @@ impl Settle {
     fn learn_ack(&mut self, index: u8, ack: Ack, verifier: &dyn Verifier) {
         let manifest = &self.task.manifest;
         let holder = &manifest.holders[usize::from(index)];
-        if !self.nevers.contains_key(&index) && ack.verify(&manifest.ack_leaf(index), holder, verifier) {
+        if !self.nevers.contains_key(&index) && !self.acks.contains_key(&index) && ack.verify(&manifest.ack_leaf(index), holder, verifier) {
             self.without.remove(&index);
             self.acks.insert(index, ack);
         }
