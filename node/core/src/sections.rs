@@ -850,7 +850,8 @@ impl Node {
         // What is about to be put, and what goes out now, is not given up.
         let next = owned.intended().map_or(owned.last_seq + 1, |manifest| manifest.version.seq);
         let earlier = |version: &Version| (version.term, version.device) == (owner.term, device) && version.seq < next;
-        let undecided = |manifest: &SignedManifest| earlier(&manifest.version) && self.may_be_settled(manifest);
+        let undecided =
+            |manifest: &SignedManifest| earlier(&manifest.version) && self.may_be_settled(manifest) && !self.is_being_settled(manifest);
         let undecided: Vec<SignedManifest> = seen.into_iter().filter(undecided).collect();
         for manifest in undecided {
             self.begin_settle(id, manifest, SettlePurpose::GiveUp);

@@ -38,6 +38,11 @@ impl Node {
         self.now.wall_ms < manifest.expires_at_ms().saturating_add(clock_allowance_ms(manifest.class))
     }
 
+    /// Whether it is being settled.
+    pub(crate) fn is_being_settled(&self, manifest: &SignedManifest) -> bool {
+        self.ops.values().any(|op| matches!(op, Op::Settle(settling) if settling.settle.manifest().hash() == manifest.hash()))
+    }
+
     /// Begins to settle a version of an owner of this node.
     pub(crate) fn begin_settle(&mut self, owner: &OwnerKey, manifest: SignedManifest, purpose: SettlePurpose) {
         let Some(owner) = self.owners.get(owner).filter(|owner| owner.id == manifest.owner && self.ops.len() < OPS_MAX) else {
