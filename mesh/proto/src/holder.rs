@@ -801,6 +801,7 @@ impl Holder {
         writes.push(Write::set(Table::Prepared, prepared_key(&key, &version), wire::encode(&record)));
         let id = self.persist(writes, out);
         self.insert(Stored { manifest, index, life, coming: Some(id), ack: None, superseded_at_us: None });
+        self.prolong(&key); // it may be one that its holders have renewed
         self.then(id, Then::Stored { key, version, id });
         if mutants::on(Mutant::DropOnPrepare) {
             self.drop_others(&key, |other| other < version, now, out);

@@ -37,6 +37,9 @@ pub struct SettleTask {
     pub order: Signature,
     /// How long to wait for the slowest, in microseconds.
     pub patience_us: u64,
+    /// It may be completed by sending its shards to holders that have not acked it. Not by whoever takes over: of its holders those that are
+    /// not fenced would ack what the old host left behind, and the fence would be of no use.
+    pub completes: bool,
 }
 
 /// What the caller does for a settlement, in order.
@@ -85,6 +88,8 @@ pub struct Settle {
     nevers: BTreeMap<u8, Ack>,
     /// Holders that answered, and showed no ack.
     without: BTreeSet<u8>,
+    /// Promises were asked for.
+    gives_up: bool,
     superseded: Option<CertifiedHead>,
     evidence: Option<Box<Equivocation>>,
     /// Holders whose answer to the question of this step is still to come.
@@ -126,6 +131,7 @@ impl Settle {
             acks: BTreeMap::new(),
             nevers: BTreeMap::new(),
             without: BTreeSet::new(),
+            gives_up: false,
             superseded: None,
             evidence: None,
             silent: BTreeSet::new(),
@@ -133,7 +139,8 @@ impl Settle {
             last_tag: 0,
         };
         let mut out = Vec::new();
-        settle.begin(Step::Asking, (0..n).collect(), now, &mut out);
+        let first = if settle.task.completes { Step::Asking } else { Step::GivingUp };
+        settle.begin(first, (0..n).collect(), now, &mut out);
         (settle, out)
     }
 
@@ -151,6 +158,7 @@ impl Settle {
             Reply::Answer(response) => self.learn(question.index, response, verifier),
         }
         self.silent.remove(&question.index);
+        self.tags.retain(|_, other| other.index != question.index);
         self.advance(now, &mut out);
         out
     }
@@ -200,6 +208,7 @@ impl Settle {
     }
 
     fn begin(&mut self, step: Step, asked: BTreeSet<u8>, now: Now, out: &mut Vec<SettleOut>) {
+        self.gives_up |= matches!(step, Step::GivingUp);
         self.step = step;
         self.tags.clear();
         asked.iter().for_each(|index| self.ask(*index, now, out));
@@ -235,7 +244,9 @@ impl Settle {
             Response::Acked { ack } => self.learn_ack(index, ack, verifier),
             Response::Prepared(prepared) => self.learn_prepared(index, prepared, verifier),
             Response::Head(answer) => {
-                self.without.insert(index);
+                if !self.acks.contains_key(&index) {
+                    self.without.insert(index);
+                }
                 answer.committed.into_iter().chain(answer.expired).for_each(|head| self.learn_head(head, verifier));
                 let prepared = answer.prepared.into_iter().take(PREPARED_MAX);
                 prepared.for_each(|prepared| self.learn_prepared(index, prepared, verifier));
@@ -305,44 +316,57 @@ impl Settle {
         let (commits, aborts) = (usize::from(manifest.shape.quorum()), usize::from(manifest.shape.abort_quorum()));
         let (acks, silent) = (self.acks.len(), self.silent.len());
         let late = now.mono_us >= self.step_ends_us();
-        let undecided = match &mut self.step {
-            Step::Asking if self.without.len() >= aborts => {
-                let asked = (0..manifest.shape.n()).filter(|index| !self.acks.contains_key(index)).collect();
-                return self.begin(Step::GivingUp, asked, now, out);
+        match &mut self.step {
+            Step::Asking => {
+                let k = usize::from(manifest.shape.k());
+                if silent > 0 && !late && acks + silent >= k {
+                    return; // whoever has not answered yet may make the difference
+                }
+                let may_ack = usize::from(manifest.shape.n()) - self.nevers.len();
+                if acks >= k && may_ack >= commits {
+                    let ackers = self.acks.keys().copied().collect();
+                    return self.begin(Step::Fetching(BTreeMap::new()), ackers, now, out);
+                }
+                self.give_up(now, out);
             }
-            Step::Asking => silent == 0 || late,
-            Step::GivingUp => late || acks + silent < commits && self.nevers.len() + silent < aborts,
+            Step::GivingUp => {
+                if late || acks + silent < commits && self.nevers.len() + silent < aborts {
+                    self.undecided(now, out);
+                }
+            }
             Step::Fetching(shards) => {
                 let shards = std::mem::take(shards);
-                let content = (shards.len() >= usize::from(manifest.shape.k())).then(|| reconstruct(&manifest, &shards));
-                match content {
-                    Some(content) => {
-                        let shards = content.ok().and_then(|content| encode(&content, manifest.shape).ok());
-                        // What its owner signed has no content: nobody can complete it.
-                        let Some(shards) = shards else { return self.undecided(now, out) };
-                        let others =
-                            (0..manifest.shape.n()).filter(|index| !self.acks.contains_key(index) && !self.nevers.contains_key(index));
-                        return self.begin(Step::Completing(shards), others.collect(), now, out);
-                    }
-                    None => self.step = Step::Fetching(shards),
+                if shards.len() < usize::from(manifest.shape.k()) {
+                    self.step = Step::Fetching(shards);
+                    return if late || silent == 0 {
+                        self.give_up(now, out)
+                    };
                 }
-                late || silent == 0
+                // What its owner signed may have no content: then nobody can complete it.
+                let content = reconstruct(&manifest, &shards).ok();
+                let Some(shards) = content.and_then(|content| encode(&content, manifest.shape).ok()) else { return self.give_up(now, out) };
+                let others = (0..manifest.shape.n()).filter(|index| !self.acks.contains_key(index) && !self.nevers.contains_key(index));
+                let others = others.collect();
+                self.begin(Step::Completing(shards), others, now, out);
             }
-            Step::Completing(_) => late || acks + silent < commits,
-            Step::Over => return,
-        };
-        if !undecided {
-            return;
-        }
-        let may_ack = usize::from(manifest.shape.n()) - self.nevers.len();
-        let completes = acks >= usize::from(manifest.shape.k()) && may_ack >= commits;
-        match self.step {
-            Step::Asking | Step::GivingUp if completes && now.mono_us < self.started_us.saturating_add(self.task.patience_us) => {
-                let ackers = self.acks.keys().copied().collect();
-                self.begin(Step::Fetching(BTreeMap::new()), ackers, now, out);
+            Step::Completing(_) => {
+                if late || acks + silent < commits {
+                    self.give_up(now, out);
+                }
             }
-            _ => self.undecided(now, out),
+            Step::Over => {}
         }
+    }
+
+    /// It cannot be completed: promises are asked for, once, where enough can be had.
+    fn give_up(&mut self, now: Now, out: &mut Vec<SettleOut>) {
+        let shape = self.task.manifest.shape;
+        let over = now.mono_us >= self.started_us.saturating_add(self.task.patience_us);
+        if over || self.gives_up || self.without.len() < usize::from(shape.abort_quorum()) {
+            return self.undecided(now, out);
+        }
+        let asked = (0..shape.n()).filter(|index| !self.acks.contains_key(index)).collect();
+        self.begin(Step::GivingUp, asked, now, out);
     }
 
     fn undecided(&mut self, now: Now, out: &mut Vec<SettleOut>) {

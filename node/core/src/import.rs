@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use persona_agent::{Birth, Card, Genesis, Identity, Index, PairState, Personality, Relationship, RootSecret};
-use persona_fragments::{CertifiedHead, Class, Fields, OwnerKey, SealContext, SectionKey, SignedManifest, Verifier, seal, wire};
+use persona_fragments::{CertifiedHead, Class, Digest, Fields, OwnerKey, SealContext, SectionKey, SignedManifest, Verifier, seal, wire};
 use persona_mesh_proto::{Freshness, Mode, Now, Table, Write};
 use zeroize::Zeroizing;
 
@@ -113,6 +113,8 @@ struct Step {
 struct Settling {
     got: Got,
     left: usize,
+    /// Those that never committed and never will.
+    aborted: Vec<Digest>,
     /// Something above it turned out to be certified.
     newer: bool,
 }
@@ -447,26 +449,27 @@ impl Node {
         let left: Vec<SignedManifest> = seen.cloned().collect();
         let Some(step) = self.imports.get_mut(&import).and_then(|state| state.sections.get_mut(name)) else { return };
         if left.is_empty() || got.value.fresh == Freshness::MaybeStale || step.settled == SETTLED_MAX {
-            return self.import_took(import, name, got);
+            return self.import_took(import, name, got, &[]);
         }
         step.settled += 1;
-        step.settling = Some(Settling { got, left: left.len(), newer: false });
+        step.settling = Some(Settling { got, left: left.len(), aborted: Vec::new(), newer: false });
         for manifest in left {
             self.begin_settle(&agent, manifest, SettlePurpose::Import { import, name: name.to_owned() });
         }
     }
 
     /// One of the versions above what was read is settled.
-    pub(crate) fn import_settled(&mut self, import: u64, name: &str, newer: bool) {
+    pub(crate) fn import_settled(&mut self, import: u64, name: &str, newer: bool, aborted: Option<Digest>) {
         let Some(step) = self.imports.get_mut(&import).and_then(|state| state.sections.get_mut(name)) else { return };
         let Some(settling) = step.settling.as_mut() else { return };
         settling.newer |= newer;
+        settling.aborted.extend(aborted);
         settling.left -= 1;
         if settling.left > 0 {
             return;
         }
-        let Some(Settling { got, newer, .. }) = step.settling.take() else { return };
-        if newer { self.import_get(import, name, Mode::Atomic) } else { self.import_took(import, name, got) }
+        let Some(Settling { got, newer, aborted, .. }) = step.settling.take() else { return };
+        if newer { self.import_get(import, name, Mode::Atomic) } else { self.import_took(import, name, got, &aborted) }
     }
 
     fn import_missed(&mut self, import: u64, name: &str, error: CallError) {
@@ -729,7 +732,7 @@ impl Node {
     }
 
     /// Behind the fence: a section was read. Keep it, and put it in the new term.
-    fn import_took(&mut self, import: u64, name: &str, got: Got) {
+    fn import_took(&mut self, import: u64, name: &str, got: Got, aborted: &[Digest]) {
         let Some(state) = self.imports.get_mut(&import) else { return };
         let id = state.agent;
         // What an agent was doing a moment ago says nothing about who it is.
@@ -741,6 +744,10 @@ impl Node {
         }
         let Some(owner) = self.owners.get_mut(&id) else { return };
         let mut owned = adopted(&id, &state.root, name, &got.value.head, got.value.content, self.now.wall_ms);
+        // What the old host left undecided may be certified yet, or was a moment ago: its holders are told of what follows, too.
+        let host = (owner.term, self.me.device());
+        let lower = |left: &&SignedManifest| (left.version.term, left.version.device) < host && !aborted.contains(&left.hash());
+        got.value.prepared_seen.iter().filter(lower).for_each(|left| owned.remember_set(left));
         let context = SealContext { agent: id, section: owned.key, content_version: got.value.head.manifest.content_version };
         let fields = match seal::open(&owned.stored, &owner.recovery, &context) {
             Ok((epoch, fields)) => {

@@ -138,6 +138,8 @@ pub(crate) struct Owned {
     pub(crate) sought: u8,
     /// A set that may still answer found no room in `live`: until then, in milliseconds since the Unix epoch, no put can be known to have reached all.
     pub(crate) forgotten_until_ms: u64,
+    /// All its holder sets had expired, and an index that lists it has been put since: the put that follows may begin it anew.
+    pub(crate) listed_again: bool,
     /// The index that lists this section may be unknown, until then, to whoever takes over: he would write what readers of this one's holders
     /// never hear of. 0 as soon as a later index has reached all that must know it.
     pub(crate) listing_unsure_until_ms: u64,
@@ -197,6 +199,7 @@ impl Owned {
             sought: 0,
             forgotten_until_ms: 0,
             listing_unsure_until_ms: 0,
+            listed_again: false,
         }
     }
 
@@ -288,6 +291,13 @@ impl Owned {
     fn undecided(&self, wall_ms: u64) -> impl Iterator<Item = &OlderSet> {
         let committed = self.head.as_ref().map(|head| head.manifest.version);
         self.live.iter().filter(move |set| committed.is_none_or(|head| set.version > head) && set.expires_at_ms > wall_ms)
+    }
+
+    /// Whether it was put before, and nobody who has it need be told of a later version any more: whoever has taken the agent over meanwhile
+    /// may have begun it anew, among others.
+    pub(crate) fn has_run_out(&self, wall_ms: u64) -> bool {
+        let lives = |set: &OlderSet| set.over_at_ms().saturating_add(clock_allowance_ms(self.class)) > wall_ms;
+        self.head.as_ref().is_some_and(|head| head.expires_at_ms() <= wall_ms) && !self.live.iter().any(lives)
     }
 
     /// The level that those who wait for the put on its way demand.

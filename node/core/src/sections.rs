@@ -248,7 +248,7 @@ impl Node {
     }
 
     fn begin_put(&mut self, owner: OwnerKey, name: String) {
-        if self.begin_seek(owner, &name) {
+        if self.is_listed_again(&owner, &name) || self.begin_seek(owner, &name) {
             return;
         }
         let op = self.id();
@@ -275,6 +275,24 @@ impl Node {
         let id = self.id();
         self.lookups.insert(id, op);
         self.out.push(Output::Lookup { id, key: key.to_kad_key().into_bytes() });
+    }
+
+    /// A section all of whose holder sets have expired is put like a new one, after an index that lists it: only that tells a host that was away
+    /// whether another one has the agent by now (docs/spec/quorum.md#takeover).
+    fn is_listed_again(&mut self, id: &OwnerKey, name: &str) -> bool {
+        let wall_ms = self.now.wall_ms;
+        let Some(owner) = self.owners.get_mut(id).filter(|owner| owner.state == OwnerState::Live) else { return false };
+        let Some(agent) = owner.agent.as_ref().filter(|agent| agent.index.get(name).is_some_and(|entry| !entry.removed)) else {
+            return false;
+        };
+        let Some(owned) = owner.sections.get_mut(name) else { return false };
+        if owned.class == Class::Active || owned.listed_again || !owned.has_run_out(wall_ms) {
+            return false;
+        }
+        (owned.listed_again, owned.unlisted) = (true, true);
+        let fields = agent.index.to_fields();
+        self.change(id, "index", Class::Core, Content::Fields(fields), Some(PutWaiter::Unlist { names: vec![name.to_owned()] }));
+        true
     }
 
     /// A host that was away longer than its section lives asks what the holders have made of it: whom it tells of the next version depends on
@@ -714,6 +732,7 @@ impl Node {
             return;
         };
         owned.op = None;
+        owned.listed_again = false;
         if result.is_err() {
             owned.candidates = None;
         }

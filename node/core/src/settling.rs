@@ -1,6 +1,6 @@
 //! Versions of unknown outcome are settled: completed where that can be, else given up (docs/spec/quorum.md#a-version-that-is-given-up).
 
-use persona_fragments::{OwnerKey, SignedManifest};
+use persona_fragments::{Digest, OwnerKey, SignedManifest};
 use persona_mesh_proto::{Reply, Settle, SettleOut, SettleTask, Settled, Tag, clock_allowance_ms};
 
 use crate::node::{Node, OPS_MAX, Op, OpId};
@@ -46,14 +46,15 @@ impl Node {
     /// Begins to settle a version of an owner of this node.
     pub(crate) fn begin_settle(&mut self, owner: &OwnerKey, manifest: SignedManifest, purpose: SettlePurpose) {
         let Some(owner) = self.owners.get(owner).filter(|owner| owner.id == manifest.owner && self.ops.len() < OPS_MAX) else {
-            return self.settled(purpose, false);
+            return self.settled(purpose, false, None);
         };
         let order = manifest.order_never(&*owner.signer);
         let patience_us = match purpose {
             SettlePurpose::GiveUp => GIVE_UP_US,
             SettlePurpose::Import { .. } => self.rtts.p95_us() * TAKEOVER_HEDGES,
         };
-        let (settle, outs) = Settle::start(SettleTask { manifest, order, patience_us }, self.now);
+        let completes = matches!(purpose, SettlePurpose::GiveUp);
+        let (settle, outs) = Settle::start(SettleTask { manifest, order, patience_us, completes }, self.now);
         let op = self.id();
         self.ops.insert(op, Op::Settle(Box::new(SettleOp { settle, purpose })));
         self.run_settle(op, outs);
@@ -89,17 +90,18 @@ impl Node {
                     });
                     // Something newer than what was read is certified now.
                     let newer = matches!(settled, Settled::Certified(_) | Settled::Superseded(_));
-                    self.settled(settling.purpose, newer);
+                    let aborted = matches!(settled, Settled::Aborted(_)).then(|| settling.settle.manifest().hash());
+                    self.settled(settling.purpose, newer, aborted);
                 }
             }
         }
         self.note_deadline(op);
     }
 
-    fn settled(&mut self, purpose: SettlePurpose, newer: bool) {
+    fn settled(&mut self, purpose: SettlePurpose, newer: bool, aborted: Option<Digest>) {
         match purpose {
             SettlePurpose::GiveUp => {}
-            SettlePurpose::Import { import, name } => self.import_settled(import, &name, newer),
+            SettlePurpose::Import { import, name } => self.import_settled(import, &name, newer, aborted),
         }
     }
 }

@@ -98,6 +98,8 @@ impl Auditor {
     fn prepared(&mut self, machine: Machine, key: Key, version: Version, value: Option<&[u8]>) {
         let now_us = self.now_us;
         let name = || format!("version {} of section {}", text(&version), hex(&key[..4]));
+        // It is certified, and its holders go on renewing it until a higher host has committed something.
+        let taken = matches!(value.map(decode::prepared_row), Some(Ok(RawPrepared::Taken { .. })));
         let row = match value.map(decode::prepared_row) {
             None => None,
             Some(Ok(RawPrepared::Floor { until_ms, manifest_hash })) => Some((Row::Floor { until_ms, rotted: false }, Some(manifest_hash))),
@@ -122,7 +124,7 @@ impl Auditor {
                 found.push(("I9", String::from("keeps in another's place")));
             }
             if !node.behind_its_back && !matches!(before, Some(Row::Held { .. })) {
-                found.extend(self.higher_host(machine, &key, &version, *id).map(|why| ("I12", format!("took in, {why},"))));
+                found.extend(self.higher_host(machine, &key, &version, *id, taken).map(|why| ("I12", format!("took in, {why},"))));
             }
         }
         match (&before, &row) {
@@ -196,7 +198,7 @@ impl Auditor {
     }
 
     /// Why a version of this host may not be taken in.
-    fn higher_host(&self, machine: Machine, key: &Key, version: &Version, id: ManifestId) -> Option<&'static str> {
+    fn higher_host(&self, machine: Machine, key: &Key, version: &Version, id: ManifestId, taken: bool) -> Option<&'static str> {
         let (known, disk) = (self.book.get(id), &self.nodes[&machine].disk);
         let host_of = |id: ManifestId| host(&self.book.get(id).version());
         let certified = disk.heads.get(key).filter(|head| !head.rotted);
@@ -209,7 +211,7 @@ impl Auditor {
         let committed = disk.highest_told(key);
         let stands_above = |(other, row): (&Version, &Row)| {
             let held = matches!(row, Row::Held { rotted: false, .. });
-            held && host(other) > host(version) && committed.is_none_or(|committed| *other > committed)
+            held && !taken && host(other) > host(version) && committed.is_none_or(|committed| *other > committed)
         };
         disk.rows(key).any(stands_above).then_some("beside an uncommitted version of a higher host")
     }

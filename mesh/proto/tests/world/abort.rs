@@ -108,6 +108,25 @@ fn a_version_that_is_past_giving_up_is_completed_from_the_shards_of_those_that_a
     assert!(matches!(world.settle(&ada, &manifest), Settled::Certified(_)), "and nobody has promised anything that stands in the way");
 }
 
+/// Three of ten acked it, so that both ends are possible, and three liars promise nothing: to ask the others first for their promises would rule
+/// out the only end that can be had.
+#[test]
+fn a_version_that_can_be_completed_is_not_given_up() {
+    let mut world = World::new(1, 12);
+    let mut ada = world.owner("ada", Class::Core, 5, HOUR_MS);
+    let set: Vec<usize> = (0..10).collect();
+    world.put(&mut ada, &set, b"zero").expect("committed");
+    let left: Vec<_> =
+        [&b"one"[..], b"two", b"six"].map(|content| crash_writer_after(&mut world, &mut ada, &set, &[0, 1, 2], content)).to_vec();
+    for node in 7..10 {
+        world.nodes[node].lie = Some(Lie::Refuse);
+    }
+    for manifest in &left {
+        assert!(matches!(world.settle(&ada, manifest), Settled::Certified(_)), "version {}", manifest.version);
+    }
+    world.put(&mut ada, &set, b"new").expect("nobody is crowded");
+}
+
 /// Seed 68177: where nothing is certified any more a get fails, and what crowds the holders has to be known all the same.
 #[test]
 fn a_get_that_finds_nothing_to_read_has_seen_what_is_undecided() {
@@ -152,6 +171,7 @@ fn where_nobody_may_lie_one_promise_rules_a_version_out() {
     world.put(&mut ada, &set, b"one").expect("committed");
     for content in [b"two", b"six", b"ten"] {
         let manifest = crash_writer_after(&mut world, &mut ada, &set, &[0, 1], content);
+        assert!(matches!(world.tell(2, never(&ada, &manifest, 2)), Response::Promised { .. }));
         match world.settle(&ada, &manifest) {
             Settled::Aborted(aborted) => assert_eq!(aborted.nevers.len(), 1),
             other => panic!("{other:?}"),
@@ -334,7 +354,7 @@ fn a_takeover_settles_what_the_old_host_left() {
     let left = crash_writer_after(&mut world, &mut old, &set, &[0, 1], b"left behind");
     let (_, mut new, value) = take_over(&mut world, &old, &set);
     assert_eq!((value.content.as_slice(), &value.prepared_seen[..]), (&b"one"[..], std::slice::from_ref(&left)));
-    assert!(matches!(world.settle(&new, &left), Settled::Aborted(_)));
+    assert!(matches!(world.settle_taken_over(&new, &left), Settled::Aborted(_)));
     assert_eq!(world.records(0, Table::Prepared), world.records(2, Table::Prepared));
     world.put(&mut new, &set, b"new host").expect("committed");
 
@@ -350,7 +370,7 @@ fn a_takeover_settles_what_the_old_host_left() {
     let value = world.tasks[get].get.clone().expect("ended").expect("read");
     assert_eq!((value.content.as_slice(), &value.prepared_seen[..]), (&b"one"[..], std::slice::from_ref(&left)));
     let new = old.also("notes", Class::Relationship, 2, 9);
-    assert!(matches!(world.settle(&new, &left), Settled::Certified(_)));
+    assert!(matches!(world.settle_taken_over(&new, &left), Settled::Certified(_)));
     assert_eq!(world.finish_get(task).expect("read").content, b"left behind");
 }
 
@@ -409,7 +429,7 @@ fn no_version_is_both_certified_and_aborted() {
         let head_start = if late { 640 + world.below(80) } else { world.below(60) };
         world.run_ms(head_start);
         world.net.lost_permille = lost_permille;
-        let settle = world.start_settle(&ada, &manifest, 2_000_000);
+        let settle = world.start_settle_with(&ada, &manifest, 2_000_000, seed % 5 > 0);
         for _ in 0..world.below(4) {
             let (node, pause) = (world.below(count as u64) as usize, 1 + world.below(30));
             world.crash(node);

@@ -102,7 +102,8 @@ fn a_reader_that_sees_two_certified_manifests_of_one_version_prefers_one_and_kee
 #[test]
 fn who_gives_a_version_up_is_shown_what_else_was_signed() {
     let (mut world, ada, other, proof) = twins(false);
-    let task = SettleTask { order: other.manifest.order_never(&ada.signer), manifest: other.manifest, patience_us: 1_000_000 };
+    let task =
+        SettleTask { order: other.manifest.order_never(&ada.signer), manifest: other.manifest, patience_us: 1_000_000, completes: true };
     let (mut settle, outs) = Settle::start(task, world.now);
     for out in outs {
         let SettleOut::Send { tag, to, request } = out else { panic!("{out:?}") };

@@ -83,6 +83,8 @@ enum Lie {
     Forge,
     /// Says that it has lost its store and knows nothing yet.
     Recovering,
+    /// Answers questions, and neither acks nor promises anything.
+    Refuse,
     /// Confirms, and names a holder set that never was.
     Name,
 }
@@ -475,11 +477,23 @@ impl World {
     }
 
     fn start_settle(&mut self, owner: &Owner, manifest: &SignedManifest, patience_us: u64) -> usize {
-        let task = SettleTask { manifest: manifest.clone(), order: manifest.order_never(&owner.signer), patience_us };
+        self.start_settle_with(owner, manifest, patience_us, true)
+    }
+
+    fn start_settle_with(&mut self, owner: &Owner, manifest: &SignedManifest, patience_us: u64, completes: bool) -> usize {
+        let task = SettleTask { manifest: manifest.clone(), order: manifest.order_never(&owner.signer), patience_us, completes };
         let (settle, outs) = Settle::start(task, self.now);
         let task = self.add_task(Machine::Settle(Box::new(settle)));
         self.carry_out_settle(task, outs);
         task
+    }
+
+    /// As a new host does.
+    fn settle_taken_over(&mut self, owner: &Owner, manifest: &SignedManifest) -> Settled {
+        let task = self.start_settle_with(owner, manifest, 2_000_000, false);
+        self.run_until_ended(task);
+        self.run_ms(100);
+        self.tasks[task].settled.clone().expect("ended")
     }
 
     fn settle(&mut self, owner: &Owner, manifest: &SignedManifest) -> Settled {
@@ -1094,6 +1108,7 @@ impl World {
             (Lie::AckWithoutStoring | Lie::Deny, Request::Shard { .. }) => Some(Response::Absent),
             (Lie::AckWithoutStoring | Lie::Deny, Request::Recall { .. }) => Some(Response::Recalled(RecallAnswer::default())),
             (Lie::Recovering, _) => Some(Response::Recovering),
+            (Lie::Refuse, Request::Never { .. } | Request::Prepare { .. }) => Some(Response::NeedShard),
             (Lie::Name, Request::Commit { head }) => {
                 let manifest = SignedManifest::trusted(head.manifest.clone()).ok()?;
                 let version = Version { seq: manifest.version.seq - 1, ..manifest.version };
