@@ -313,7 +313,12 @@ impl Owned {
     pub(crate) fn remember_set(&mut self, manifest: &SignedManifest) {
         // One with the same holders is told with this one; but not what followed it under a lease that had run out before.
         let apart = |other: &OlderSet| other.renew_until_ms > 0 && other.expires_at_ms <= manifest.issued_at_ms;
-        let set = manifest.as_older_set();
+        let mut set = manifest.as_older_set();
+        // Its holders may have the earlier version alone, and that may live for longer.
+        for other in self.live.iter().filter(|other| other.holders == set.holders && !apart(other)) {
+            set.expires_at_ms = set.expires_at_ms.max(other.expires_at_ms);
+            set.renew_until_ms = set.renew_until_ms.max(other.renew_until_ms);
+        }
         self.live.retain(|other| other.version != set.version && (other.holders != set.holders || apart(other)));
         self.remember([set]);
     }

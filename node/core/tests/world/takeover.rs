@@ -448,3 +448,41 @@ fn a_section_that_is_born_behind_a_cut_says_that_others_may_not_know_of_it() {
     let known = world.put(0, ada, "doc/letter", b"be kind to everybody").expect("it commits");
     assert_eq!(known.stale_until_ms, None, "{known:?}");
 }
+
+/// Seeds 115140 and 3322: nobody need be told any more of what has run out, so among others it may be begun anew on both sides. And where a
+/// version with a shorter life was put at the same holders, these may have the one before it alone.
+#[test]
+fn what_ran_out_while_its_host_was_down_is_not_begun_anew_behind_its_successors_back() {
+    for (name, durable_ms) in [("doc/brief", 1_000), ("doc/letter", 1_000), ("doc/letter", 0)] {
+        let (mut world, ada, _, root) = acquainted(231);
+        let lives = |content: &[u8]| match document(ada, name, content) {
+            Call::PutSection { agent, name, class, renew_for_ms, level, require_level, content, .. } => {
+                Call::PutSection { agent, name, class, ttl_ms: Some(30_000), renew_for_ms, level, require_level, content }
+            }
+            other => other,
+        };
+        let id = world.call(0, lives(b"before"));
+        world.put_answer(id).expect("it commits");
+        world.run_ms(durable_ms);
+        // Three others are down beside it while the agent is taken over: they hear of no fence.
+        let others = [11, 12, 13];
+        world.crash_all(&[&[0][..], &others].concat());
+        world.run_s(60);
+        world.import(2, root).expect("everything is there");
+        let id = world.call(2, lives(b"of the successor"));
+        let put = world.put_answer(id).expect("it commits");
+        assert_eq!(put.stale_until_ms, None);
+        world.cut(&[&[0][..], &others].concat());
+        others.iter().for_each(|host| world.restart(*host));
+        world.run_s(3);
+        world.restart(0);
+        world.run_ms(100);
+        let id = world.call(0, lives(b"of the old host"));
+        if let Ok(put) = world.put_answer(id) {
+            assert!(put.stale_until_ms.is_some(), "{name}: it cannot know: {put:?}");
+        }
+        world.heal();
+        world.until("the old host to be told", |world| world.agent_report(0, ada).is_some_and(|report| report.state != "live"));
+        assert_eq!(world.get(2, ada, name, Mode::Regular), Ok(b"of the successor".to_vec()));
+    }
+}
