@@ -367,6 +367,9 @@ fn plan_of(seed: u64, trace: Option<&Arc<Trace>>) -> Plan {
 
 fn run_many(seeds: u64, from: u64, threads: Option<usize>, seconds: Option<u64>, trace: Option<&Arc<Trace>>, json: bool) -> ExitCode {
     let threads = threads.or_else(|| std::thread::available_parallelism().ok().map(Into::into)).unwrap_or(1);
+    let Some(end) = from.checked_add(seeds).filter(|_| seeds > 0 && threads > 0 && seconds != Some(0)) else {
+        return failed("nothing would be run: --seeds, --threads and --seconds are at least 1, and the last seed is below 2^64");
+    };
     let started = Instant::now();
     let next = AtomicU64::new(from);
     let summary = Mutex::new(Summary::default());
@@ -376,7 +379,7 @@ fn run_many(seeds: u64, from: u64, threads: Option<usize>, seconds: Option<u64>,
             scope.spawn(|| {
                 while seconds.is_none_or(|most| started.elapsed().as_secs() < most) {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= from + seeds {
+                    if !(from..end).contains(&seed) {
                         break;
                     }
                     let plan = plan_of(seed, trace);
@@ -387,11 +390,10 @@ fn run_many(seeds: u64, from: u64, threads: Option<usize>, seconds: Option<u64>,
                         outcome.violations.push("the same seed ran differently a second time".into());
                     }
                     let failed = !outcome.violations.is_empty();
-                    if failed && !json {
+                    if failed {
                         eprintln!("seed {seed}: {}", outcome.violations.join("\n  "));
-                        let smaller = shrink(&plan);
-                        eprintln!("  {}", smaller.replay());
-                        outcome.replay = smaller.replay();
+                        outcome.replay = shrink(&plan).replay();
+                        eprintln!("  {}", outcome.replay);
                     }
                     let mut summary = summary.lock().expect("no thread panics here");
                     summary.add(outcome);
