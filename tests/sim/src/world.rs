@@ -4,8 +4,7 @@
 //! told to [`Observer`]s as a history (`persona_audit::history`), and hashed, so that two runs of a seed can be compared.
 
 use std::{
-    cmp::{Ordering, Reverse},
-    collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -294,32 +293,6 @@ enum Event {
     Alarm(u64),
 }
 
-/// What happens at a time, in microseconds; of several at once, the one that was scheduled first.
-struct Scheduled {
-    at: Reverse<(u64, u64)>,
-    event: Box<Event>, // boxed: a heap moves what it keeps
-}
-
-impl PartialEq for Scheduled {
-    fn eq(&self, other: &Self) -> bool {
-        self.at == other.at
-    }
-}
-
-impl Eq for Scheduled {}
-
-impl PartialOrd for Scheduled {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Scheduled {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.at.cmp(&other.at)
-    }
-}
-
 /// One request of one process, and the frame's number in the history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Asker {
@@ -368,7 +341,7 @@ pub struct World {
     /// Panics, spins, double answers: what no node may do.
     pub broken: Vec<String>,
     rng: ChaCha8Rng,
-    queue: BinaryHeap<Scheduled>,
+    queue: BTreeMap<(u64, u64), Box<Event>>, // boxed: a tree moves what it keeps
     events: u64,
     notary: Arc<Notary>,
     config: Config,
@@ -423,7 +396,7 @@ impl World {
             failed: Vec::new(),
             broken: Vec::new(),
             rng: stream(plan.seed, "world"),
-            queue: BinaryHeap::new(),
+            queue: BTreeMap::new(),
             events: 0,
             notary,
             real_signatures: plan.real_signatures,
@@ -507,7 +480,7 @@ impl World {
 
     fn schedule(&mut self, after_us: u64, event: Event) {
         self.events += 1;
-        self.queue.push(Scheduled { at: Reverse((self.now_us + after_us, self.events)), event: Box::new(event) });
+        self.queue.insert((self.now_us + after_us, self.events), Box::new(event));
     }
 
     /// Puts `number` into [`Self::reminders`] after so many microseconds.
@@ -962,13 +935,13 @@ impl World {
     /// Lets everything happen until `until_us`, a call is answered, or a reminder is due. Returns whether something came first.
     pub fn run_until(&mut self, until_us: u64) -> bool {
         while self.replies.is_empty() && self.reminders.is_empty() && self.cheat_replies.is_empty() && self.failed.is_empty() {
-            let due = self.queue.peek().is_some_and(|next| next.at.0.0 <= until_us);
-            let Some(next) = due.then(|| self.queue.pop()).flatten() else {
+            let Some(entry) = self.queue.first_entry().filter(|entry| entry.key().0 <= until_us) else {
                 self.now_us = until_us;
                 return false;
             };
-            self.now_us = next.at.0.0;
-            self.happen(*next.event);
+            self.now_us = entry.key().0;
+            let event = entry.remove();
+            self.happen(*event);
         }
         true
     }
