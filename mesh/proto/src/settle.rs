@@ -1,8 +1,8 @@
 //! One version of unknown outcome, settled: is it durable, or will it never be? (docs/spec/quorum.md#a-version-that-is-given-up)
 //!
-//! Its holders are asked who acked it. If enough did not, they are asked to promise that they never will: `2f + 1` promises prove that it never
-//! committed. If too many did for that, its shards are fetched from them and sent to the others: `n - f` acks prove that it is durable. Each
-//! holder gives the one or the other, so both cannot be while at most `f` lie.
+//! Its holders are asked who acked it. If enough did, its shards are fetched from them and sent to the others: `n - f` acks prove that it is
+//! durable. Else they are asked to promise that they never will: `2f + 1` promises prove that it never committed. Each holder gives the one or
+//! the other, so both cannot be while at most `f` lie.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -88,8 +88,6 @@ pub struct Settle {
     nevers: BTreeMap<u8, Ack>,
     /// Holders that answered, and showed no ack.
     without: BTreeSet<u8>,
-    /// Promises were asked for.
-    gives_up: bool,
     superseded: Option<CertifiedHead>,
     evidence: Option<Box<Equivocation>>,
     /// Holders whose answer to the question of this step is still to come.
@@ -131,7 +129,6 @@ impl Settle {
             acks: BTreeMap::new(),
             nevers: BTreeMap::new(),
             without: BTreeSet::new(),
-            gives_up: false,
             superseded: None,
             evidence: None,
             silent: BTreeSet::new(),
@@ -202,13 +199,23 @@ impl Settle {
         self.evidence.take()
     }
 
+    fn end_us(&self) -> u64 {
+        self.started_us.saturating_add(self.task.patience_us)
+    }
+
     fn step_ends_us(&self) -> u64 {
-        let patience_us = self.task.patience_us;
-        self.started_us.saturating_add(if matches!(self.step, Step::Asking) { patience_us / ASKING_SHARE } else { patience_us })
+        match self.step {
+            Step::Asking => self.started_us.saturating_add(self.task.patience_us / ASKING_SHARE),
+            _ => self.end_us(),
+        }
+    }
+
+    /// Holders that have neither acked it nor promised never to.
+    fn undecided_holders(&self) -> BTreeSet<u8> {
+        (0..self.task.manifest.shape.n()).filter(|index| !self.acks.contains_key(index) && !self.nevers.contains_key(index)).collect()
     }
 
     fn begin(&mut self, step: Step, asked: BTreeSet<u8>, now: Now, out: &mut Vec<SettleOut>) {
-        self.gives_up |= matches!(step, Step::GivingUp);
         self.step = step;
         self.tags.clear();
         asked.iter().for_each(|index| self.ask(*index, now, out));
@@ -314,20 +321,18 @@ impl Settle {
             return self.finish(Settled::Aborted(Box::new(aborted)), now, out);
         }
         let (commits, aborts) = (usize::from(manifest.shape.quorum()), usize::from(manifest.shape.abort_quorum()));
-        let (acks, silent) = (self.acks.len(), self.silent.len());
+        let (k, acks, silent) = (usize::from(manifest.shape.k()), self.acks.len(), self.silent.len());
         let late = now.mono_us >= self.step_ends_us();
-        match &mut self.step {
+        match &self.step {
             Step::Asking => {
-                let k = usize::from(manifest.shape.k());
                 if silent > 0 && !late && acks + silent >= k {
                     return; // whoever has not answered yet may make the difference
                 }
-                let may_ack = usize::from(manifest.shape.n()) - self.nevers.len();
-                if acks >= k && may_ack >= commits {
-                    let ackers = self.acks.keys().copied().collect();
-                    return self.begin(Step::Fetching(BTreeMap::new()), ackers, now, out);
+                if acks < k {
+                    return self.give_up(now, out);
                 }
-                self.give_up(now, out);
+                let ackers = self.acks.keys().copied().collect();
+                self.begin(Step::Fetching(BTreeMap::new()), ackers, now, out);
             }
             Step::GivingUp => {
                 if late || acks + silent < commits && self.nevers.len() + silent < aborts {
@@ -335,19 +340,16 @@ impl Settle {
                 }
             }
             Step::Fetching(shards) => {
-                let shards = std::mem::take(shards);
-                if shards.len() < usize::from(manifest.shape.k()) {
-                    self.step = Step::Fetching(shards);
-                    return if late || silent == 0 {
-                        self.give_up(now, out)
-                    };
+                if shards.len() < k {
+                    if late || silent == 0 {
+                        self.give_up(now, out);
+                    }
+                    return;
                 }
                 // What its owner signed may have no content: then nobody can complete it.
-                let content = reconstruct(&manifest, &shards).ok();
+                let content = reconstruct(&manifest, shards).ok();
                 let Some(shards) = content.and_then(|content| encode(&content, manifest.shape).ok()) else { return self.give_up(now, out) };
-                let others = (0..manifest.shape.n()).filter(|index| !self.acks.contains_key(index) && !self.nevers.contains_key(index));
-                let others = others.collect();
-                self.begin(Step::Completing(shards), others, now, out);
+                self.begin(Step::Completing(shards), self.undecided_holders(), now, out);
             }
             Step::Completing(_) => {
                 if late || acks + silent < commits {
@@ -358,15 +360,13 @@ impl Settle {
         }
     }
 
-    /// It cannot be completed: promises are asked for, once, where enough can be had.
+    /// It cannot be completed: promises are asked for, where enough can be had.
     fn give_up(&mut self, now: Now, out: &mut Vec<SettleOut>) {
-        let shape = self.task.manifest.shape;
-        let over = now.mono_us >= self.started_us.saturating_add(self.task.patience_us);
-        if over || self.gives_up || self.without.len() < usize::from(shape.abort_quorum()) {
-            return self.undecided(now, out);
+        let enough = self.without.len() >= usize::from(self.task.manifest.shape.abort_quorum());
+        match enough && now.mono_us < self.end_us() {
+            true => self.begin(Step::GivingUp, self.undecided_holders(), now, out),
+            false => self.undecided(now, out),
         }
-        let asked = (0..shape.n()).filter(|index| !self.acks.contains_key(index)).collect();
-        self.begin(Step::GivingUp, asked, now, out);
     }
 
     fn undecided(&mut self, now: Now, out: &mut Vec<SettleOut>) {

@@ -8,8 +8,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use persona_agent::{Birth, Card, Genesis, Identity, Index, PairState, Personality, Relationship, RootSecret};
-use persona_fragments::{CertifiedHead, Class, Digest, Fields, OwnerKey, SealContext, SectionKey, SignedManifest, Verifier, seal, wire};
-use persona_mesh_proto::{Freshness, Mode, Now, Table, Write};
+use persona_fragments::{
+    CertifiedHead, Class, DeviceId, Digest, Fields, OwnerKey, SealContext, SectionKey, SignedManifest, Verifier, seal, wire,
+};
+use persona_mesh_proto::{Freshness, Mode, Now, Settled, Table, Write};
 use zeroize::Zeroizing;
 
 use crate::{
@@ -444,8 +446,7 @@ impl Node {
         let Some(agent) = self.imports.get(&import).map(|state| state.agent) else { return };
         let term = self.owners.get(&agent).map_or(0, |owner| owner.term);
         // Another host that is taking over at the same time is not an old one: who loses is decided otherwise.
-        let lower = |manifest: &SignedManifest| (manifest.version.term, manifest.version.device) < (term, me);
-        let seen = got.value.prepared_seen.iter().filter(|manifest| lower(manifest) && self.may_be_settled(manifest));
+        let seen = got.value.prepared_seen.iter().filter(|left| is_of_lower_host(left, (term, me)) && self.may_be_settled(left));
         let left: Vec<SignedManifest> = seen.cloned().collect();
         let Some(step) = self.imports.get_mut(&import).and_then(|state| state.sections.get_mut(name)) else { return };
         if left.is_empty() || got.value.fresh == Freshness::MaybeStale || step.settled == SETTLED_MAX {
@@ -459,11 +460,14 @@ impl Node {
     }
 
     /// One of the versions above what was read is settled.
-    pub(crate) fn import_settled(&mut self, import: u64, name: &str, newer: bool, aborted: Option<Digest>) {
+    pub(crate) fn import_settled(&mut self, import: u64, name: &str, settled: Option<&Settled>) {
         let Some(step) = self.imports.get_mut(&import).and_then(|state| state.sections.get_mut(name)) else { return };
         let Some(settling) = step.settling.as_mut() else { return };
-        settling.newer |= newer;
-        settling.aborted.extend(aborted);
+        match settled {
+            Some(Settled::Certified(_) | Settled::Superseded(_)) => settling.newer = true,
+            Some(Settled::Aborted(aborted)) => settling.aborted.push(aborted.manifest.hash()),
+            Some(Settled::Undecided { .. }) | None => {}
+        }
         settling.left -= 1;
         if settling.left > 0 {
             return;
@@ -746,8 +750,8 @@ impl Node {
         let mut owned = adopted(&id, &state.root, name, &got.value.head, got.value.content, self.now.wall_ms);
         // What the old host left undecided may be certified yet, or was a moment ago: its holders are told of what follows, too.
         let host = (owner.term, self.me.device());
-        let lower = |left: &&SignedManifest| (left.version.term, left.version.device) < host && !aborted.contains(&left.hash());
-        got.value.prepared_seen.iter().filter(lower).for_each(|left| owned.remember_set(left));
+        let seen = got.value.prepared_seen.iter().filter(|left| is_of_lower_host(left, host) && !aborted.contains(&left.hash()));
+        seen.for_each(|left| owned.remember_set(left));
         let context = SealContext { agent: id, section: owned.key, content_version: got.value.head.manifest.content_version };
         let fields = match seal::open(&owned.stored, &owner.recovery, &context) {
             Ok((epoch, fields)) => {
@@ -1021,6 +1025,10 @@ impl Agent {
         }
         Ok(())
     }
+}
+
+fn is_of_lower_host(manifest: &SignedManifest, host: (u64, DeviceId)) -> bool {
+    (manifest.version.term, manifest.version.device) < host
 }
 
 /// A section as another host left it: its bytes, its head, and its holders still to be told of what comes next.

@@ -890,10 +890,11 @@ impl Node {
         let kept = self.registry.known(&card.agent).is_none_or(|known| known == card.commitment);
         if !kept {
             let did = card.agent.to_did();
-            self.alarm("second-commitment", format!(
-                    "the card of {did} shows another personality than the one it is bound to, and is not believed: ask its owner, on another way, \
-                     whether its signing key was stolen"
-                ));
+            let text = format!(
+                "the card of {did} shows another personality than the one it is bound to, and is not believed: ask its owner, on another way, \
+                 whether its signing key was stolen"
+            );
+            self.alarm("second-commitment", text);
         }
         kept
     }
@@ -1020,10 +1021,14 @@ impl Node {
         if !rows.inbox.is_empty() {
             match open_inbox(key, rows.inbox) {
                 Ok(inbox) => drop(self.messages.inbox.insert(*id, inbox)),
-                Err(error) => self.alarm("inbox-damaged", format!(
-                        "what {} received here before is lost: {error}; ask its partners to send again what is missed, and look after the disk",
+                Err(error) => {
+                    let text = format!(
+                        "what {} received here before is lost: {error}; ask its partners to send again what is missed, and look after the \
+                         disk",
                         id.to_did()
-                    )),
+                    );
+                    self.alarm("inbox-damaged", text);
+                }
             }
         }
         let known = self.messages.inbox.get(id).and_then(|inbox| inbox.back()).map(|(seq, _)| *seq);

@@ -278,11 +278,15 @@ impl Node {
         ChurnReport { holder_hours, deaths, death_chance_1h: self.churn.death_chance(3_600_000, self.now.mono_us) }
     }
 
-    /// Every section of this node's agents that lives in other nodes' stores.
-    fn live_sections(&self) -> impl Iterator<Item = (OwnerKey, &String, &Owned, &CertifiedHead)> {
+    /// Every section of the agents that live here.
+    fn agents_sections(&self) -> impl Iterator<Item = (OwnerKey, &String, &Owned)> {
         let live = self.owners.values().filter(|owner| owner.state == OwnerState::Live && owner.id != self.node_owner);
         live.flat_map(|owner| owner.sections.iter().map(move |(name, owned)| (owner.id, name, owned)))
-            .filter_map(|(owner, name, owned)| Some((owner, name, owned, owned.live_head(self.now.wall_ms)?)))
+    }
+
+    /// Those that live in other nodes' stores.
+    fn live_sections(&self) -> impl Iterator<Item = (OwnerKey, &String, &Owned, &CertifiedHead)> {
+        self.agents_sections().filter_map(|(owner, name, owned)| Some((owner, name, owned, owned.live_head(self.now.wall_ms)?)))
     }
 
     /// Who holds any of them but this node.
@@ -370,8 +374,10 @@ impl Node {
         }
         let lost = owned.holds.remove(&index);
         let young = now.wall_ms < head.manifest.issued_at_ms.saturating_add(YOUNG_MS);
-        if !young && owned.background.is_none() && head.expires_at_ms() > now.wall_ms {
-            let head = head.clone();
+        if !young
+            && owned.background.is_none()
+            && let Some(head) = owned.live_head(now.wall_ms).cloned()
+        {
             self.hand_back(&head, index, &asked);
         }
         lost
@@ -427,8 +433,7 @@ impl Node {
         let now = self.now;
         let mut running = 0;
         let mut endangered: Vec<(usize, OwnerKey, String)> = Vec::new();
-        let live = self.owners.values().filter(|owner| owner.state == OwnerState::Live && owner.id != self.node_owner);
-        for (owner, name, owned) in live.flat_map(|owner| owner.sections.iter().map(move |(name, owned)| (owner.id, name, owned))) {
+        for (owner, name, owned) in self.agents_sections() {
             running += usize::from(owned.replace_from.is_some());
             let waits = owned.op.is_none() && !owned.unlisted && owned.due_us.is_some_and(|due| due > now.mono_us);
             let Some(head) = owned.live_head(now.wall_ms).filter(|_| waits && is_replaced_early(owned.class)) else { continue };

@@ -186,8 +186,14 @@ impl Node {
             let error = CallError::TooLarge(error.to_string());
             return waiting.into_iter().for_each(|waiter| self.tell_put(id, name, waiter, Err(error.clone())));
         }
+        self.put_index(id, Some(PutWaiter::Unlist { names: vec![name.to_owned()] }));
+    }
+
+    /// Puts the index as it is now.
+    fn put_index(&mut self, id: &OwnerKey, waiter: Option<PutWaiter>) {
+        let Some(agent) = self.owners.get(id).and_then(|owner| owner.agent.as_ref()) else { return };
         let fields = agent.index.to_fields();
-        self.change(id, "index", Class::Core, Content::Fields(fields), Some(PutWaiter::Unlist { names: vec![name.to_owned()] }));
+        self.change(id, "index", Class::Core, Content::Fields(fields), waiter);
     }
 
     /// Somebody joined, or is back: sections with fewer holders than they want are put again soon.
@@ -248,7 +254,7 @@ impl Node {
     }
 
     fn begin_put(&mut self, owner: OwnerKey, name: String) {
-        if self.is_listed_again(&owner, &name) || self.begin_seek(owner, &name) {
+        if self.begin_listing_again(&owner, &name) || self.begin_seek(owner, &name) {
             return;
         }
         let op = self.id();
@@ -278,20 +284,20 @@ impl Node {
     }
 
     /// A section all of whose holder sets have expired is put like a new one, after an index that lists it: only that tells a host that was away
-    /// whether another one has the agent by now (docs/spec/quorum.md#takeover).
-    fn is_listed_again(&mut self, id: &OwnerKey, name: &str) -> bool {
+    /// whether another one has the agent by now (docs/spec/quorum.md#takeover). Whether it is listed first.
+    fn begin_listing_again(&mut self, id: &OwnerKey, name: &str) -> bool {
         let wall_ms = self.now.wall_ms;
         let Some(owner) = self.owners.get_mut(id).filter(|owner| owner.state == OwnerState::Live) else { return false };
-        let Some(agent) = owner.agent.as_ref().filter(|agent| agent.index.get(name).is_some_and(|entry| !entry.removed)) else {
+        let entry = owner.agent.as_ref().and_then(|agent| agent.index.get(name));
+        if entry.is_none_or(|entry| entry.removed) {
             return false;
-        };
+        }
         let Some(owned) = owner.sections.get_mut(name) else { return false };
         if owned.class == Class::Active || owned.listed_again || !owned.has_run_out(wall_ms) {
             return false;
         }
         (owned.listed_again, owned.unlisted) = (true, true);
-        let fields = agent.index.to_fields();
-        self.change(id, "index", Class::Core, Content::Fields(fields), Some(PutWaiter::Unlist { names: vec![name.to_owned()] }));
+        self.put_index(id, Some(PutWaiter::Unlist { names: vec![name.to_owned()] }));
         true
     }
 
@@ -689,10 +695,11 @@ impl Node {
                     self.witness(evidence);
                 }
                 // Another process wrote this version with the same keys and device, or this disk was rolled back. Go past it.
-                self.alarm(
-                    "conflict",
-                    format!("{what}: another manifest of version {version} is stored: were the keys or the disk copied? A later version is tried; run one node with these keys, not two"),
+                let text = format!(
+                    "{what}: another manifest of version {version} is stored: were the keys or the disk copied? A later version is tried; run \
+                     one node with these keys, not two"
                 );
+                self.alarm("conflict", text);
                 if let Some(owned) = self.owned(&id, &name) {
                     owned.skip_versions();
                 }
@@ -897,8 +904,7 @@ impl Node {
         let Some(entry) = agent.index.get(name).cloned() else { return };
         // It was listed before its first put, as every section is. A removed name stays listed as removed.
         if agent.index.set(name, persona_agent::IndexEntry { removed: true, ..entry }).is_ok() {
-            let fields = agent.index.to_fields();
-            self.change(id, "index", Class::Core, Content::Fields(fields), None);
+            self.put_index(id, None);
         }
     }
 

@@ -1,6 +1,6 @@
 //! Versions of unknown outcome are settled: completed where that can be, else given up (docs/spec/quorum.md#a-version-that-is-given-up).
 
-use persona_fragments::{Digest, OwnerKey, SignedManifest};
+use persona_fragments::{OwnerKey, SignedManifest};
 use persona_mesh_proto::{Reply, Settle, SettleOut, SettleTask, Settled, Tag, clock_allowance_ms};
 
 use crate::node::{Node, OPS_MAX, Op, OpId};
@@ -46,7 +46,7 @@ impl Node {
     /// Begins to settle a version of an owner of this node.
     pub(crate) fn begin_settle(&mut self, owner: &OwnerKey, manifest: SignedManifest, purpose: SettlePurpose) {
         let Some(owner) = self.owners.get(owner).filter(|owner| owner.id == manifest.owner && self.ops.len() < OPS_MAX) else {
-            return self.settled(purpose, false, None);
+            return self.settled(purpose, None);
         };
         let order = manifest.order_never(&*owner.signer);
         let patience_us = match purpose {
@@ -88,20 +88,18 @@ impl Node {
                         Settled::Superseded(_) => "versions_superseded",
                         Settled::Undecided { .. } => "versions_undecided",
                     });
-                    // Something newer than what was read is certified now.
-                    let newer = matches!(settled, Settled::Certified(_) | Settled::Superseded(_));
-                    let aborted = matches!(settled, Settled::Aborted(_)).then(|| settling.settle.manifest().hash());
-                    self.settled(settling.purpose, newer, aborted);
+                    self.settled(settling.purpose, Some(&settled));
                 }
             }
         }
         self.note_deadline(op);
     }
 
-    fn settled(&mut self, purpose: SettlePurpose, newer: bool, aborted: Option<Digest>) {
+    /// What became of it is known; nothing, if nobody could be asked.
+    fn settled(&mut self, purpose: SettlePurpose, settled: Option<&Settled>) {
         match purpose {
             SettlePurpose::GiveUp => {}
-            SettlePurpose::Import { import, name } => self.import_settled(import, &name, newer, aborted),
+            SettlePurpose::Import { import, name } => self.import_settled(import, &name, settled),
         }
     }
 }

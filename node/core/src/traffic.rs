@@ -167,10 +167,12 @@ impl Node {
                 }
                 Err(error) => {
                     self.count("responses_malformed");
-                    self.alarm("malformed-response", format!(
-                        "{} sent a malformed answer: {error}; it counts as none. If it goes on, that node is broken, hostile or of another version",
+                    let text = format!(
+                        "{} sent a malformed answer: {error}; it counts as none. If it goes on, that node is broken, hostile or of another \
+                         version",
                         to.to_peer_id_string()
-                    ));
+                    );
+                    self.alarm("malformed-response", text);
                     None
                 }
             },

@@ -98,9 +98,10 @@ impl Auditor {
     fn prepared(&mut self, machine: Machine, key: Key, version: Version, value: Option<&[u8]>) {
         let now_us = self.now_us;
         let name = || format!("version {} of section {}", text(&version), hex(&key[..4]));
+        let decoded = value.map(decode::prepared_row);
         // It is certified, and its holders go on renewing it until a higher host has committed something.
-        let taken = matches!(value.map(decode::prepared_row), Some(Ok(RawPrepared::Taken { .. })));
-        let row = match value.map(decode::prepared_row) {
+        let taken = matches!(decoded, Some(Ok(RawPrepared::Taken { .. })));
+        let row = match decoded {
             None => None,
             Some(Ok(RawPrepared::Floor { until_ms, manifest_hash })) => Some((Row::Floor { until_ms, rotted: false }, Some(manifest_hash))),
             Some(Ok(RawPrepared::Held { manifest, index, received_ms } | RawPrepared::Taken { manifest, index, received_ms })) => {

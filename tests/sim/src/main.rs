@@ -270,10 +270,7 @@ fn main() -> ExitCode {
         Verb::Survival { sections, meshes, lease_meshes, seed, plots, json } => {
             match survive(sections, (meshes, lease_meshes), seed, plots.as_deref(), json) {
                 Ok(()) => ExitCode::SUCCESS,
-                Err(error) => {
-                    eprintln!("error: {error}");
-                    ExitCode::FAILURE
-                }
+                Err(error) => failed(&error),
             }
         }
         Verb::Scale { nodes, operations, dead, seed, json } => scale(&nodes, operations, dead, seed, json),

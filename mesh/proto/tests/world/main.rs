@@ -488,16 +488,17 @@ impl World {
         task
     }
 
-    /// As a new host does.
-    fn settle_taken_over(&mut self, owner: &Owner, manifest: &SignedManifest) -> Settled {
-        let task = self.start_settle_with(owner, manifest, 2_000_000, false);
-        self.run_until_ended(task);
-        self.run_ms(100);
-        self.tasks[task].settled.clone().expect("ended")
+    fn settle(&mut self, owner: &Owner, manifest: &SignedManifest) -> Settled {
+        self.settle_with(owner, manifest, true)
     }
 
-    fn settle(&mut self, owner: &Owner, manifest: &SignedManifest) -> Settled {
-        let task = self.start_settle(owner, manifest, 2_000_000);
+    /// As a new host does.
+    fn settle_taken_over(&mut self, owner: &Owner, manifest: &SignedManifest) -> Settled {
+        self.settle_with(owner, manifest, false)
+    }
+
+    fn settle_with(&mut self, owner: &Owner, manifest: &SignedManifest, completes: bool) -> Settled {
+        let task = self.start_settle_with(owner, manifest, 2_000_000, completes);
         self.run_until_ended(task);
         self.run_ms(100); // what is told at the end arrives
         self.tasks[task].settled.clone().expect("ended")

@@ -7,13 +7,17 @@ use persona_mesh_proto::Mode;
 use crate::{World, probes::in_networks};
 
 fn leased(agent: OwnerKey, ttl_ms: u64, renew_for_ms: u64) -> Call {
+    leased_at(None, agent, ttl_ms, renew_for_ms)
+}
+
+fn leased_at(level: Option<u8>, agent: OwnerKey, ttl_ms: u64, renew_for_ms: u64) -> Call {
     Call::PutSection {
         agent,
         name: "doc/letter".into(),
         class: Class::Document,
         ttl_ms: Some(ttl_ms),
         renew_for_ms: Some(renew_for_ms),
-        level: None,
+        level,
         require_level: None,
         content: b"be kind".to_vec(),
     }
@@ -69,13 +73,7 @@ fn where_one_is_gone_a_holder_that_answers_late_keeps_no_lease_from_being_renewe
     for (seed, lag_us) in [(404, 1_700_000), (405, 1_950_000), (406, 2_300_000), (407, 2_900_000)] {
         let mut world = World::of(12, seed);
         let ada = world.create(0, "ada");
-        let letter = match leased(ada, 60_000, 3_600_000) {
-            Call::PutSection { agent, name, class, ttl_ms, renew_for_ms, require_level, content, .. } => {
-                Call::PutSection { agent, name, class, ttl_ms, renew_for_ms, level: Some(2), require_level, content }
-            }
-            other => other,
-        };
-        let id = world.call(0, letter);
+        let id = world.call(0, leased_at(Some(2), ada, 60_000, 3_600_000));
         let report = world.put_answer(id).expect("it commits");
         let key = SectionKey::from_kad_key(&report.kad_key).expect("a key");
         let holders = world.hosts_named(&report.holders);

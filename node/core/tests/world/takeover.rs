@@ -1,7 +1,7 @@
 //! An agent moves: from dead machines, behind a fence, with everything it was.
 
 use persona_core::{Answer, Call, CallError};
-use persona_fragments::OwnerKey;
+use persona_fragments::{Class, OwnerKey};
 use persona_mesh_proto::Mode;
 
 use crate::{CALM, World, document};
@@ -455,11 +455,15 @@ fn a_section_that_is_born_behind_a_cut_says_that_others_may_not_know_of_it() {
 fn what_ran_out_while_its_host_was_down_is_not_begun_anew_behind_its_successors_back() {
     for (name, durable_ms) in [("doc/brief", 1_000), ("doc/letter", 1_000), ("doc/letter", 0)] {
         let (mut world, ada, _, root) = acquainted(231);
-        let lives = |content: &[u8]| match document(ada, name, content) {
-            Call::PutSection { agent, name, class, renew_for_ms, level, require_level, content, .. } => {
-                Call::PutSection { agent, name, class, ttl_ms: Some(30_000), renew_for_ms, level, require_level, content }
-            }
-            other => other,
+        let lives = |content: &[u8]| Call::PutSection {
+            agent: ada,
+            name: name.into(),
+            class: Class::Document,
+            ttl_ms: Some(30_000),
+            renew_for_ms: None,
+            level: None,
+            require_level: None,
+            content: content.to_vec(),
         };
         let id = world.call(0, lives(b"before"));
         world.put_answer(id).expect("it commits");
