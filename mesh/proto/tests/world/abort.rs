@@ -192,8 +192,9 @@ fn words_that_do_not_verify_settle_nothing() {
         }
         let task = world.start_settle(&ada, &manifest, 2_000_000);
         world.run_until_ended(task);
-        let settled = world.tasks[task].settled.clone().expect("ended");
-        assert!(matches!(settled, Settled::Undecided { acks: ..=4, nevers: ..=4, n: 7 }), "{settled:?}");
+        // Over as soon as the three have answered: two of the others have promised by then.
+        let (acks, nevers) = if acked.is_empty() { (0, 2) } else { (4, 0) };
+        assert_eq!(world.tasks[task].settled, Some(Settled::Undecided { acks, nevers, n: 7 }));
         assert!(world.took_us(task) < 100_000, "nobody is left to wait for");
     }
 }

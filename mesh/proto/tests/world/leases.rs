@@ -538,6 +538,27 @@ fn a_link_on_its_way_to_the_disk_keeps_what_it_prolongs() {
     assert_eq!(world.records(0, Table::Shard), 0, "who has heard of no link");
 }
 
+/// Seed 876: it knows the link already, and what it is handed lives by that.
+#[test]
+fn a_shard_that_is_handed_back_lives_by_the_link_that_its_holder_knows() {
+    let mut world = World::new(20, 9);
+    let mut ada = leased(&mut world, 3, HOUR_MS, 24 * HOUR_MS);
+    world.crash(6);
+    let task = ada.write(&world, &[0, 1, 2, 3, 4, 5, 6], b"be kind");
+    let (manifest, shard) = (task.manifest.clone(), task.shards[6].clone());
+    let receipt = world.finish_put(&mut ada, task).expect("committed");
+    let due = due_after(&mut world, &receipt, HOUR_MS - 2_000);
+    let link = due.link(&world, &[0, 1, 2, 3, 4], &[]);
+    let late = due.with(&world, link, &[0, 1, 2, 3, 4]).expect("certified");
+    world.restart(6);
+    assert_eq!(world.tell(6, Request::Commit { head: late.to_wire() }), Response::Committed);
+    let prepare = Request::Prepare { manifest: manifest.wire().clone(), index: 6, shard: Some(shard) };
+    assert!(matches!(world.tell(6, prepare), Response::Acked { .. }));
+    world.run_ms(60_000); // the manifest's own life is over
+    let answer = world.tell(6, Request::Shard { key: ada.section(), version: manifest.version });
+    assert!(matches!(answer, Response::Shard { index: 6, .. }), "{answer:?}");
+}
+
 #[test]
 fn a_holder_without_its_store_signs_no_handover_and_names_what_others_signed() {
     let mut world = World::new(14, 9);
