@@ -311,6 +311,7 @@ impl Node {
         let identity = Identity::new(owner.root.clone(), personality, keys.term, &persona_agent::order::OFFERED_DEFAULT)
             .map_err(|error| error.to_string())?;
         let mut agent = Agent::new(keys.name, identity);
+        agent.came_ms = wall_ms;
         for (name, entry) in index.iter().filter(|(name, entry)| !entry.removed && !matches!(*name, "core" | "index" | "card")) {
             let Some(fields) = open(&mut owner, name, entry.class)? else {
                 if is_worth_looking_for(entry.class) {
@@ -854,6 +855,7 @@ impl Node {
         let term = owner.term;
         let mut problems = Vec::new();
         if let Some(agent) = owner.agent.as_mut() {
+            agent.came_ms = self.now.wall_ms;
             for (name, fields) in fields {
                 if let Err(error) = agent.take_section(&name, &fields, &*self.keys.verifier) {
                     problems.push((name, error));
@@ -1007,6 +1009,7 @@ impl Agent {
             relationships: BTreeMap::new(),
             pairs: BTreeMap::new(),
             missing: BTreeMap::new(),
+            came_ms: 0,
             active_until_us: 0,
             next_inbox: 1,
         }

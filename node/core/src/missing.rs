@@ -3,14 +3,14 @@
 //! An import that loses more holders of a section than can be borne goes on without it, and names it. Nothing is begun anew in its place:
 //! with a partner whose chain or log is missing no message is exchanged, because a second beginning would contradict the first.
 
-use persona_fragments::{Class, ClassSpec, OwnerKey, SealContext, SectionKey, seal, wire};
-use persona_mesh_proto::{Mode, Table, Write};
+use persona_fragments::{Class, ClassSpec, Classes, OwnerKey, SealContext, SectionKey, seal, wire};
+use persona_mesh_proto::{Mode, Table, Write, clock_allowance_ms};
 
 use crate::{
     call::CallError,
     import::adopted,
     node::Node,
-    own::{Owner, OwnerState},
+    own::{Agent, Owner, OwnerState},
     reads::{GetPurpose, Got, Wanted},
     traffic::AfterPersist,
 };
@@ -47,6 +47,16 @@ impl Missing {
 /// Whether a section that cannot be read is worth looking for: what an agent was doing a while ago is meant to be gone.
 pub(crate) fn is_worth_looking_for(class: Class) -> bool {
     class != Class::Active
+}
+
+impl Agent {
+    /// Until when, in milliseconds since the Unix epoch, holders nobody here knows may have a version of a section that was put elsewhere and
+    /// of which nothing could be read; 0 if there is none.
+    pub(crate) fn may_live_unread_until_ms(&self, name: &str, classes: &Classes) -> u64 {
+        let Some(entry) = self.index.get(name).filter(|_| self.came_ms > 0) else { return 0 };
+        let renew_ms = classes.of(entry.class).renew_for.as_millis() as u64;
+        self.came_ms.saturating_add(entry.ttl_ms.max(renew_ms)).saturating_add(clock_allowance_ms(entry.class))
+    }
 }
 
 impl Node {

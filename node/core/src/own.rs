@@ -62,6 +62,8 @@ pub(crate) struct Agent {
     pub(crate) pairs: BTreeMap<OwnerKey, PairState>,
     /// Sections that the index lists and that could not be read yet.
     pub(crate) missing: BTreeMap<String, Missing>,
+    /// When it came here from another host, or was taken up after a restart, in milliseconds since the Unix epoch; 0 if it was born here.
+    pub(crate) came_ms: u64,
     /// Until when (monotonic) what it does is worth a `behavior` section.
     pub(crate) active_until_us: u64,
     /// Sequence number of the next delivered message.

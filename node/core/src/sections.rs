@@ -150,6 +150,9 @@ impl Node {
                 // Also where this disk was lost or set back: a version that was signed once is never signed again.
                 owned.last_seq = owned.last_seq.max(self.now.wall_ms);
             }
+            if let Some(agent) = owner.agent.as_ref() {
+                owned.forgotten_until_ms = owned.forgotten_until_ms.max(agent.may_live_unread_until_ms(name, &self.config.classes));
+            }
             if let Some(agent) = owner.agent.as_mut().filter(|_| name != "index") {
                 listed = agent.index.get(name).is_some_and(|entry| entry.version.is_some());
                 owned.unlisted = !listed;
