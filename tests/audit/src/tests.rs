@@ -614,6 +614,29 @@ fn i12_a_holder_takes_nothing_of_a_lower_host_behind_a_higher_one() {
     scene.breaks("I12"); // a confirmation behind the fence
 }
 
+/// Seed 116837: a machine slept while a signature that it had given waited for its disk, and a fence came to that disk meanwhile.
+#[test]
+fn i12_a_holder_signs_no_link_that_it_is_asked_for_behind_a_fence() {
+    let signed = |asked_before: bool, higher: u64, waited_ms: u64| {
+        let mut scene = Scene::new();
+        let low = scene.manifest_by(2, 1, &HOLDERS).renewable(8 * TTL_MS);
+        let high = scene.manifest_by(higher, 1, &OTHERS);
+        scene.put_at(OTHER, &low, &HOLDERS);
+        let asks = |scene: &mut Scene| scene.asked(2, 1, low.handover(0, scene.now_ms()));
+        let before = asks(&mut scene);
+        scene.durable(1, vec![Change { table: 4, key: OWNER.to_vec(), value: Some(high.head()) }]);
+        scene.wait_ms(1);
+        let after = asks(&mut scene);
+        scene.wait_ms(waited_ms);
+        scene.see(What::Answered { frame: if asked_before { before } else { after }, from: 1, bytes: low.acked(0) });
+        scene
+    };
+    signed(false, 3, 3_000).breaks("I12");
+    signed(true, 3, 3_000).breaks_nothing();
+    signed(false, 1, 3_000).breaks_nothing();
+    signed(false, 3, 0).breaks_nothing(); // on its way out
+}
+
 #[test]
 fn i13_uncommitted_versions_and_frames_are_bounded() {
     let crowd = |count: u64, certified: bool| {

@@ -268,7 +268,7 @@ impl Auditor {
                 said.push(Said::Mark(mark::SUPERSEDED));
             }
             (Asked::Sign { id: Some(id), link, acks }, RawResponse::Consented | RawResponse::Acked(_)) if correct => {
-                self.signs_once(from, *id, link, *acks);
+                self.signs_once(from, *id, link, *acks, asked_us);
                 said.push(Said::Mark(if *acks { mark::HANDED_OVER } else { mark::RENEWED }));
             }
             // What a liar says proves nothing about what the others do.
@@ -336,8 +336,8 @@ impl Auditor {
     }
 
     /// I8: a correct holder signs one link of a lease in each generation, unless it lost its disk since. I12: none of a lower host once a
-    /// fence is on its disk. I9: it acks with the shard on its disk.
-    fn signs_once(&mut self, from: Machine, id: ManifestId, link: &Signature, acks: bool) {
+    /// fence is on its disk (a signature that it gave before may wait for the disk, or with a machine that sleeps). I9: it acks with the shard on its disk.
+    fn signs_once(&mut self, from: Machine, id: ManifestId, link: &Signature, acks: bool, asked_us: u64) {
         let known = self.book.get(id);
         let (key, owner, version) = (known.manifest.key, known.manifest.owner, known.version());
         let generation = link.0.saturating_sub(known.manifest.issued_at_ms) / (known.manifest.ttl_ms / 16).max(1);
@@ -348,8 +348,9 @@ impl Auditor {
         if first.0 != *link && node.lost_us.is_none_or(|lost_us| lost_us < first.1) {
             found.push(("I8", "signed a second link of one generation of"));
         }
+        let since_us = asked_us.min(now_us.saturating_sub(LATE_MS * 1000));
         let fence = node.disk.fences.get(&owner);
-        if fence.is_some_and(|fence| fence.by > host(&version) && fence.since_us + LATE_MS * 1000 < now_us) && !node.behind_its_back {
+        if fence.is_some_and(|fence| fence.by > host(&version) && fence.since_us < since_us) && !node.behind_its_back {
             found.push(("I12", "signed, behind a fence, for a link of"));
         }
         if acks && !node.behind_its_back && !hashes.iter().any(|hash| node.disk.shards.get(&(key, *hash)).is_some_and(|shard| shard.fits)) {
