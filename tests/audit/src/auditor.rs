@@ -140,6 +140,8 @@ pub(crate) struct Node {
     pub served: BTreeMap<Key, ManifestId>,
     /// What was heard here about each manifest.
     pub heard: BTreeMap<ManifestId, Heard>,
+    /// What was shown here in answer to HEAD, and when for the first time.
+    pub shown: BTreeMap<ManifestId, u64>,
 }
 
 /// Answers that arrived at a writer.
@@ -338,6 +340,7 @@ impl Auditor {
             floors: BTreeMap::new(),
             served: BTreeMap::new(),
             heard: BTreeMap::new(),
+            shown: BTreeMap::new(),
         };
         self.nodes.insert(machine, node);
     }

@@ -263,7 +263,7 @@ impl Auditor {
     /// Whether a version was written by a host that had been taken over, to holders of whom no successor had heard up to the version that it is
     /// behind: on the other side of a cut. Then no put of it ended committed without saying until when it is in doubt, and whoever is led to
     /// those holders finds it until its life is over. What is labelled atomic was told to the older sets that it names, too: they must not
-    /// have heard of the successor either.
+    /// have heard of the successor either. A successor that was shown the version before it wrote has heard of its holders.
     fn is_apart(&self, key: &Key, id: ManifestId, behind: &Version, label: Mode) -> bool {
         let known = self.book.get(id);
         let Some(section) = self.sections.get(key).filter(|_| host(&known.version()) < host(behind)) else { return false };
@@ -273,8 +273,14 @@ impl Auditor {
         let heard_of = |set: &[[u8; 32]]| asked.iter().any(|own| same_members(own, set));
         let after = |version: &Version| host(version) > host(&known.version()) && version <= behind;
         let successors = section.manifests.iter().filter(|(version, _)| after(version)).flat_map(|(_, ids)| ids);
-        let mut named = successors.map(|id| &self.book.get(*id).manifest);
-        !promised && !named.any(|manifest| heard_of(&manifest.holders) || manifest.older.iter().any(|older| heard_of(&older.holders)))
+        let told = |successor: &ManifestId| {
+            let successor = self.book.get(*successor);
+            let manifest = &successor.manifest;
+            let writer = successor.writer.and_then(|writer| self.nodes.get(&writer));
+            let shown = writer.and_then(|writer| writer.shown.get(&id)).is_some_and(|at_us| *at_us < successor.first_us);
+            shown || heard_of(&manifest.holders) || manifest.older.iter().any(|older| heard_of(&older.holders))
+        };
+        !promised && !successors.into_iter().any(told)
     }
 
     /// Remembers what the verdict may have meant, for [`Self::one_verdict`].

@@ -543,21 +543,25 @@ fn i9_and_i11_who_acks_a_link_has_its_shard_until_the_link_is_over() {
 
 #[test]
 fn i3_what_a_host_wrote_apart_from_its_successor_may_be_read_until_it_expires() {
-    let apart = |told: bool, plain: bool| {
+    let apart = |told: bool, plain: bool, shown: bool| {
         let mut scene = Scene::new();
         let low = scene.manifest_by(1, 1, &HOLDERS);
         let op = scene.put_begins(WRITER);
         scene.prepare(WRITER, &low, &HOLDERS);
         scene.commit(WRITER, &low, &HOLDERS);
         scene.put_ends_until(op, &low, 2, (!plain).then(|| low.manifest.issued_at_ms + TTL_MS));
+        if shown {
+            scene.exchange(OTHER, 1, asks_head(), low.answers_head());
+        }
         let high = scene.manifest_by(2, 1, &OTHERS);
         scene.put_at(OTHER, &if told { high.with_older(&low) } else { high }, &OTHERS);
         scene.get(READER, &low, Mode::Regular);
         scene.broken()
     };
-    assert_eq!(apart(false, false), [""; 0]);
-    assert!(apart(false, true).contains(&"I3"), "it had been promised");
-    assert!(apart(true, false).contains(&"I3"), "its holders had been heard of");
+    assert_eq!(apart(false, false, false), [""; 0]);
+    assert!(apart(false, true, false).contains(&"I3"), "it had been promised");
+    assert!(apart(true, false, false).contains(&"I3"), "its holders had been heard of");
+    assert!(apart(false, false, true).contains(&"I3"), "it had been seen");
 }
 
 #[test]

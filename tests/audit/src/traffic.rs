@@ -49,6 +49,9 @@ enum Said {
     Committed {
         id: ManifestId,
     },
+    Shown {
+        id: ManifestId,
+    },
     /// What a machine's clock shows, and whether that is wrong.
     Clock {
         wrong: bool,
@@ -191,6 +194,11 @@ impl Auditor {
                         node.heard.entry(id).or_default().committed.insert(to);
                     }
                 }
+                Said::Shown { id } => {
+                    if let Some(node) = self.nodes.get_mut(&from) {
+                        node.shown.entry(id).or_insert(now_us);
+                    }
+                }
                 Said::Clock { wrong } => {
                     if let Some(node) = self.nodes.get_mut(&from).filter(|_| wrong || in_time) {
                         node.clocks.insert(to, (now_us, wrong));
@@ -229,6 +237,7 @@ impl Auditor {
                 if let Some(head) = committed {
                     let id = self.head_is_honest(from, correct, key, head, "answered");
                     if let Some(id) = id {
+                        said.push(Said::Shown { id });
                         if correct {
                             self.is_in_time(from, id, "answered");
                         }
@@ -247,6 +256,7 @@ impl Auditor {
                     if let Some(index) = index.filter(|_| correct) {
                         self.ack_is_honest(from, id, index, asked_us);
                     }
+                    said.extend(index.map(|_| Said::Shown { id }));
                     said.push(Said::Mark(mark::UNCERTIFIED));
                 }
             }
