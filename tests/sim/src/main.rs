@@ -90,7 +90,7 @@ enum Verb {
     #[command(after_help = "Example:\n  persona-sim survival --plots docs/survival")]
     Survival {
         /// Sections whose holders' lives are drawn, for each class and churn
-        #[arg(long, default_value_t = 10_000_000)]
+        #[arg(long, default_value_t = 10_000_000, value_parser = clap::value_parser!(u64).range(1..))]
         sections: u64,
         /// Meshes of whole nodes that are run for each line of the comparison; 0: none
         #[arg(long, default_value_t = 20)]
@@ -112,13 +112,13 @@ enum Verb {
     #[command(after_help = "Example:\n  persona-sim scale --nodes 1000,5000,20000")]
     Scale {
         /// Sizes of the mesh
-        #[arg(long, value_delimiter = ',', default_values_t = [1000, 5000, 20_000])]
-        nodes: Vec<usize>,
+        #[arg(long, value_delimiter = ',', default_values_t = [1000, 5000, 20_000], value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
+        nodes: Vec<u32>,
         /// Operations of each kind
-        #[arg(long, default_value_t = 200)]
+        #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..=100_000))]
         operations: u64,
         /// Of a hundred nodes, how many are dead and not yet forgotten
-        #[arg(long, default_value_t = 10)]
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(..=50))]
         dead: u64,
         /// What everything is drawn from
         #[arg(long, default_value_t = 1)]
@@ -136,7 +136,7 @@ enum Verb {
         #[arg(long, value_delimiter = ',')]
         without: Vec<Fault>,
         /// A shorter storm, in virtual milliseconds
-        #[arg(long)]
+        #[arg(long, value_parser = clap::value_parser!(u64).range(1..=24 * 3_600_000))]
         storm_ms: Option<u64>,
         /// Machines come and go as this file says
         #[arg(long, value_name = "FILE")]
@@ -294,6 +294,10 @@ fn main() -> ExitCode {
 }
 
 fn survive(sections: u64, (meshes, lease_meshes): (u64, u64), seed: u64, folder: Option<&Path>, json: bool) -> Result<(), String> {
+    if let Some(folder) = folder {
+        // Said before minutes of work, not after.
+        std::fs::create_dir_all(folder).map_err(|error| format!("{} cannot be written to: {error}", folder.display()))?;
+    }
     let (rows, plots) = survival::draw_all(sections, seed);
     let leased_sections = (sections / 50).max(1);
     let (leased, leased_plot) = survival::draw_leased(leased_sections, seed);
@@ -322,8 +326,8 @@ fn survive(sections: u64, (meshes, lease_meshes): (u64, u64), seed: u64, folder:
     Ok(())
 }
 
-fn scale(nodes: &[usize], operations: u64, dead: u64, seed: u64, json: bool) -> ExitCode {
-    let sizes: Vec<scale::Size> = nodes.iter().map(|nodes| scale::measure(*nodes, operations, dead, seed)).collect();
+fn scale(nodes: &[u32], operations: u64, dead: u64, seed: u64, json: bool) -> ExitCode {
+    let sizes: Vec<scale::Size> = nodes.iter().map(|nodes| scale::measure(*nodes as usize, operations, dead, seed)).collect();
     if json {
         println!("{}", serde_json::to_string_pretty(&sizes).expect("plain values"));
         return ExitCode::SUCCESS;
@@ -427,6 +431,7 @@ struct Fate {
     killed: bool,
     /// Seeds up to the one that noticed it.
     seeds: u64,
+    /// What that seed says, and does not without the mutant.
     by: Option<String>,
 }
 
@@ -468,12 +473,21 @@ fn run_mutants(seeds: Range<u64>, only: &[String], without: &[String], seconds: 
             }
         });
         let found = found.into_inner().expect("no thread panics here");
+        // What fails without the mutant, too, says nothing about it.
+        let control = |(seed, what)| match judge(&Plan::of(seed), Vec::new()).violations.is_empty() {
+            true => Ok((seed, what)),
+            false => Err(format!("seed {seed} fails without it, too")),
+        };
+        let (found, confused) = match found.map(control).transpose() {
+            Ok(found) => (found, None),
+            Err(why) => (None, Some(why)),
+        };
         let tried = next.into_inner().min(seeds.end) - seeds.start;
         let fate = Fate {
             name,
             killed: found.is_some(),
             seeds: found.as_ref().map_or(tried, |(seed, _)| seed + 1 - seeds.start),
-            by: found.map(|(_, what)| what),
+            by: found.map(|(_, what)| what).or(confused),
         };
         if !json {
             let verdict = if fate.killed { "killed" } else { "ALIVE" };
