@@ -99,8 +99,36 @@ pub struct Promise {
     pub write: Option<Span>,
     /// A holder back with an empty disk has its shards, so long after the first read.
     pub refill: Option<Span>,
-    /// A section that lost a holder is whole again after this.
-    pub repair: Option<Span>,
+    /// A section that lost a holder is whole again.
+    #[serde(default)]
+    pub repair: Repair,
+}
+
+/// After how long a section that lost a holder is whole again, by its class.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "the classes' names")]
+pub struct Repair {
+    pub core: Option<Span>,
+    pub relationship: Option<Span>,
+    pub document: Option<Span>,
+}
+
+impl Repair {
+    /// For a class by its name.
+    pub fn of(&self, class: &str) -> Option<Span> {
+        match class {
+            "core" => self.core,
+            "relationship" => self.relationship,
+            "document" => self.document,
+            _ => None,
+        }
+    }
+
+    /// The longest.
+    pub fn longest(&self) -> Option<Duration> {
+        [self.core, self.relationship, self.document].into_iter().flatten().map(|Span(after)| after).max()
+    }
 }
 
 /// A fault and its time.

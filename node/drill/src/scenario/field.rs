@@ -1,6 +1,6 @@
 //! What those who load, break and watch a mesh share: who is up, where agents live, and what has been seen.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -45,7 +45,8 @@ pub(super) struct State {
     pub(super) events: Vec<Event>,
     pub(super) wounds: Vec<Wound>,
     pub(super) refills: Vec<Refill>,
-    pub(super) repaired: Vec<Micros>,
+    /// By class.
+    pub(super) repaired: BTreeMap<String, Vec<Micros>>,
     pub(super) replaced: Vec<Micros>,
     pub(super) refilled: Vec<Micros>,
     pub(super) imports: Vec<Micros>,
@@ -88,6 +89,7 @@ pub(super) struct Document {
 /// A section and who has it, as the last who looked saw it.
 pub(super) struct Section {
     pub(super) label: String,
+    pub(super) class: String,
     pub(super) key: String,
     pub(super) n: u64,
     pub(super) f: usize,
@@ -298,7 +300,9 @@ impl State {
         let is_liar = |peer: &str| self.node_of(peer).is_some_and(|node| !self.nodes[node].honest);
         self.lies_seen += holders.iter().filter(|(peer, has)| !has && is_liar(peer)).count() as u64;
         self.events.extend(notes.into_iter().map(|text| Event::Note { at: now, text }));
-        self.repaired.extend(repaired);
+        if !repaired.is_empty() {
+            self.repaired.entry(self.sections[section].class.clone()).or_default().extend(repaired);
+        }
         self.replaced.extend(replaced);
         self.refilled.extend(refilled);
         self.sections[section].n = self.sections[section].n.max(n);
@@ -317,7 +321,14 @@ mod tests {
             let peer = peer.to_owned();
             state.nodes.push(NodeState { api: None, peer, life: 0, honest: true, broken: false, turn: 0 });
         }
-        state.sections.push(Section { label: String::new(), key: String::new(), n: 3, f: 0, holders: held(&["a", "b", "c"]) });
+        state.sections.push(Section {
+            label: String::new(),
+            class: "core".into(),
+            key: String::new(),
+            n: 3,
+            f: 0,
+            holders: held(&["a", "b", "c"]),
+        });
         state
     }
 
@@ -334,7 +345,7 @@ mod tests {
         state.saw(0, 20, 22, 3, held(&["a", "b!", "c"]));
         assert_eq!(state.wounds.len(), 1, "what was seen from before the kill says nothing, and then it is without its shard");
         state.saw(0, 30, 35, 3, held(&["a", "b", "c"]));
-        assert_eq!((state.wounds.len(), &state.repaired[..], &state.replaced[..]), (0, &[25][..], &[][..]));
+        assert_eq!((state.wounds.len(), &state.repaired["core"][..], &state.replaced[..]), (0, &[25][..], &[][..]));
 
         state.wound(1, 100);
         state.saw(0, 110, 111, 3, held(&["a", "d!", "c"]));

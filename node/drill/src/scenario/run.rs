@@ -92,6 +92,7 @@ pub struct Report {
     pub repairs: usize,
     pub repair_p50_s: Option<f64>,
     pub repair_p99_s: Option<f64>,
+    pub repair_by_class: BTreeMap<String, RepairTimes>,
     pub replaced: usize,
     pub replaced_p50_s: Option<f64>,
     pub replaced_p99_s: Option<f64>,
@@ -101,6 +102,16 @@ pub struct Report {
     pub unrepaired: usize,
     pub connections: u64,
     pub violations: Vec<String>,
+}
+
+/// How long sections of one class that had lost a holder took to be whole again.
+#[derive(Clone, Debug, Default, Serialize)]
+#[allow(missing_docs, reason = "the page has them")]
+pub struct RepairTimes {
+    pub times: usize,
+    pub p50_s: Option<f64>,
+    pub p99_s: Option<f64>,
+    pub max_s: f64,
 }
 
 /// Runs a scenario. `tell` is told where it is, every few seconds. With `keep` directories and history stay; they also do when something was
@@ -252,8 +263,9 @@ impl<'p> Run<'p> {
                 if name.starts_with("doc/") || OWN_SECTIONS.contains(&name) {
                     let label = format!("agent-{}/{name}", home + 1);
                     let f = usize::try_from(number(section, "/f")?)?;
-                    let (key, n) = (text(section, "/kad_key")?.to_owned(), number(section, "/n")?);
-                    self.field.state().sections.push(Section { label, key, n, f, holders: Vec::new() });
+                    let (key, n, class) =
+                        (text(section, "/kad_key")?.to_owned(), number(section, "/n")?, text(section, "/class")?.to_owned());
+                    self.field.state().sections.push(Section { label, class, key, n, f, holders: Vec::new() });
                 }
             }
         }
@@ -635,7 +647,7 @@ impl<'p> Run<'p> {
         self.field.state().mark(&everybody, false);
         while self.imports.join_next().await.is_some() {}
         self.read_once_more().await;
-        self.wait_for_repairs(promise.repair.map_or(HEALED_PATIENCE, |Span(repair)| repair)).await;
+        self.wait_for_repairs(promise.repair.longest().unwrap_or(HEALED_PATIENCE)).await;
         self.nobody_went_round_the_relays().await?;
         self.look_for_dead().await?;
         self.field.set_phase(Phase::Over);
@@ -710,10 +722,16 @@ impl<'p> Run<'p> {
             report.lost = judged.lost;
             report.imports = state.imports.len();
             report.imports_s = seconds(state.imports.iter().max().copied().unwrap_or_default());
-            (report.repair_p50_s, report.repair_p99_s) = percentiles(&mut state.repaired);
+            for (class, times) in &mut state.repaired {
+                let (p50_s, p99_s) = percentiles(times);
+                let max_s = times.last().map_or(0.0, |time| seconds(*time));
+                report.repair_by_class.insert(class.clone(), RepairTimes { times: times.len(), p50_s, p99_s, max_s });
+            }
+            let mut repaired = state.repaired.values().flatten().copied().collect::<Vec<Micros>>();
+            (report.repair_p50_s, report.repair_p99_s) = percentiles(&mut repaired);
             (report.replaced_p50_s, report.replaced_p99_s) = percentiles(&mut state.replaced);
             (report.refill_p50_s, report.refill_p99_s) = percentiles(&mut state.refilled);
-            (report.repairs, report.replaced, report.refills) = (state.repaired.len(), state.replaced.len(), state.refilled.len());
+            (report.repairs, report.replaced, report.refills) = (repaired.len(), state.replaced.len(), state.refilled.len());
             report.unrepaired = state.wounds.len();
             (report.connections, report.lies_seen) = (connections, state.lies_seen);
             report.violations = judged.violations;
@@ -721,15 +739,22 @@ impl<'p> Run<'p> {
             let late = |limit: Option<Span>, times: &[Micros]| {
                 limit.map_or(0, |Span(limit)| times.iter().filter(|time| Duration::from_micros(**time) > limit).count())
             };
-            let (refills, repairs) = (late(promise.refill, &state.refilled), late(promise.repair, &state.repaired));
+            let refills = late(promise.refill, &state.refilled);
             if refills > 0 {
                 report.violations.push(format!("{refills} shards were given back later than is promised after they were read"));
             }
-            if repairs > 0 {
-                report.violations.push(format!("{repairs} times a section that had lost a holder was whole later than is promised"));
+            for (class, times) in &state.repaired {
+                let repairs = late(promise.repair.of(class), times);
+                if repairs > 0 {
+                    report.violations.push(format!(
+                        "{repairs} times a section of class {class} that had lost a holder was whole later than is promised"
+                    ));
+                }
             }
-            if promise.repair.is_some() && report.unrepaired > 0 {
-                let of: Vec<&str> = state.wounds.iter().map(|wound| state.sections[wound.section].label.as_str()).collect();
+            let wounded = state.wounds.iter().map(|wound| &state.sections[wound.section]);
+            let of: Vec<&str> =
+                wounded.filter(|section| promise.repair.of(&section.class).is_some()).map(|section| section.label.as_str()).collect();
+            if !of.is_empty() {
                 report.violations.push(format!("{} sections that had lost a holder are not whole: {}", of.len(), of.join(", ")));
             }
             std::mem::take(&mut state.events)
