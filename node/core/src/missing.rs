@@ -34,8 +34,7 @@ pub(crate) struct Missing {
 impl Missing {
     /// Looked for from `now_us` on, as long as a version of `ttl_ms` lives, or its holders renew one of its class.
     pub(crate) fn since(now_us: u64, ttl_ms: u64, class: ClassSpec) -> Self {
-        let ttl_ms = ttl_ms.max(class.renew_for.as_millis() as u64);
-        Self { next_us: Some(now_us + RETRY_US), failures: 0, gone_us: now_us.saturating_add(ttl_ms.saturating_mul(1000)) }
+        Self { next_us: Some(now_us + RETRY_US), failures: 0, gone_us: now_us.saturating_add(life_ms(ttl_ms, class).saturating_mul(1000)) }
     }
 
     /// When it is looked for again.
@@ -54,9 +53,14 @@ impl Agent {
     /// of which nothing could be read; 0 if there is none.
     pub(crate) fn may_live_unread_until_ms(&self, name: &str, classes: &Classes) -> u64 {
         let Some(entry) = self.index.get(name).filter(|_| self.came_ms > 0) else { return 0 };
-        let renew_ms = classes.of(entry.class).renew_for.as_millis() as u64;
-        self.came_ms.saturating_add(entry.ttl_ms.max(renew_ms)).saturating_add(clock_allowance_ms(entry.class))
+        let life_ms = life_ms(entry.ttl_ms, classes.of(entry.class));
+        self.came_ms.saturating_add(life_ms).saturating_add(clock_allowance_ms(entry.class))
     }
+}
+
+/// How long a version of `ttl_ms` lives at most, if its holders renew it for as long as those of its class.
+fn life_ms(ttl_ms: u64, class: ClassSpec) -> u64 {
+    ttl_ms.max(class.renew_for.as_millis() as u64)
 }
 
 impl Node {

@@ -152,9 +152,7 @@ impl Node {
             }
             if let Some(agent) = owner.agent.as_ref() {
                 owned.forgotten_until_ms = owned.forgotten_until_ms.max(agent.may_live_unread_until_ms(name, &self.config.classes));
-            }
-            if let Some(agent) = owner.agent.as_mut().filter(|_| name != "index") {
-                listed = agent.index.get(name).is_some_and(|entry| entry.version.is_some());
+                listed = name == "index" || agent.index.get(name).is_some_and(|entry| entry.version.is_some());
                 owned.unlisted = !listed;
             }
             owner.sections.insert(name.to_owned(), owned);

@@ -272,7 +272,7 @@ impl Auditor {
         let asked: Vec<_> = known.sets().chain(older).collect();
         let heard_of = |set: &[[u8; 32]]| asked.iter().any(|own| same_members(own, set));
         let after = |version: &Version| host(version) > host(&known.version()) && version <= behind;
-        let successors = section.manifests.iter().filter(|(version, _)| after(version)).flat_map(|(_, ids)| ids);
+        let mut successors = section.manifests.iter().filter(|(version, _)| after(version)).flat_map(|(_, ids)| ids);
         let told = |successor: &ManifestId| {
             let successor = self.book.get(*successor);
             let manifest = &successor.manifest;
@@ -280,7 +280,7 @@ impl Auditor {
             let shown = writer.and_then(|writer| writer.shown.get(&id)).is_some_and(|at_us| *at_us < successor.first_us);
             shown || heard_of(&manifest.holders) || manifest.older.iter().any(|older| heard_of(&older.holders))
         };
-        !promised && !successors.into_iter().any(told)
+        !promised && !successors.any(told)
     }
 
     /// Remembers what the verdict may have meant, for [`Self::one_verdict`].

@@ -324,7 +324,7 @@ impl Auditor {
         if known.manifest.holders[usize::from(index)] != node.peer {
             found.push(("I9", "signed in another's place for"));
         }
-        let since_us = asked_us.min(now_us.saturating_sub(LATE_MS * 1000));
+        let since_us = decided_since_us(asked_us, now_us);
         let just_dropped = |(at_us, _, _, dropped): &(u64, Key, Version, ManifestId)| *at_us >= since_us && same(*dropped);
         match node.disk.prepared.get(&(key, version)) {
             Some(Row::Held { id: held, durable_us, .. }) if same(*held) => {
@@ -358,7 +358,7 @@ impl Auditor {
         if first.0 != *link && node.lost_us.is_none_or(|lost_us| lost_us < first.1) {
             found.push(("I8", "signed a second link of one generation of"));
         }
-        let since_us = asked_us.min(now_us.saturating_sub(LATE_MS * 1000));
+        let since_us = decided_since_us(asked_us, now_us);
         let fence = node.disk.fences.get(&owner);
         if fence.is_some_and(|fence| fence.by > host(&version) && fence.since_us < since_us) && !node.behind_its_back {
             found.push(("I12", "signed, behind a fence, for a link of"));
@@ -534,6 +534,12 @@ impl Auditor {
             self.find("I17", format!("machine {machine} {did} with secret {secret} in it"));
         }
     }
+}
+
+/// What was on a machine's disk before this stood in the way of an answer that leaves it now: it was given at the earliest when it was asked for, and
+/// at the latest a moment ago.
+fn decided_since_us(asked_us: u64, now_us: u64) -> u64 {
+    asked_us.min(now_us.saturating_sub(LATE_MS * 1000))
 }
 
 const _: () = assert!(FRAME_BYTES_MAX == 2 << 20, "longer frames do not decode, so that their length need not be looked at");
