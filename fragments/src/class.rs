@@ -62,6 +62,16 @@ impl Classes {
             Class::Document => self.document,
         }
     }
+
+    /// The same, to be changed.
+    pub fn of_mut(&mut self, class: Class) -> &mut ClassSpec {
+        match class {
+            Class::Core => &mut self.core,
+            Class::Relationship => &mut self.relationship,
+            Class::Active => &mut self.active,
+            Class::Document => &mut self.document,
+        }
+    }
 }
 
 impl Class {

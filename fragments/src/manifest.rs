@@ -151,6 +151,11 @@ impl Manifest {
         self.issued_at_ms.saturating_add(self.ttl_ms)
     }
 
+    /// How long its holders may renew it, counted from its issue, in milliseconds; 0 if they may not.
+    pub fn renew_ms(&self) -> u64 {
+        self.renew_until_ms.saturating_sub(self.issued_at_ms)
+    }
+
     /// The shard index of `peer`, if it is a holder.
     pub fn index_of(&self, peer: &PeerKey) -> Option<u8> {
         self.holders.iter().position(|holder| holder == peer).map(|index| index as u8)

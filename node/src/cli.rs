@@ -4,13 +4,14 @@ use std::{
     io::{Read as _, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::Context as _;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, error::ErrorKind, value_parser};
 use data_encoding::BASE64;
 use persona_agent::personality::ATTRIBUTES_BYTES_MAX;
-use persona_fragments::{CertifiedHead, Ed25519Signer, Ed25519Verifier};
+use persona_fragments::{CertifiedHead, Class, Ed25519Signer, Ed25519Verifier};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -150,6 +151,10 @@ struct Up {
     /// Let no more than f holders of a section be in one network: a /24 of IPv4 or a /48 of IPv6. Private addresses do not count
     #[arg(long)]
     diversity_prefix: bool,
+    /// How long holders renew the sections of a class among themselves while this node is away: core, relationship, active or document, and
+    /// 90s, 30m, 12h or 7d, at most 30d; 0 for not at all. May be repeated [default: core=24h, relationship=24h, active=0, document=0]
+    #[arg(long, value_name = "CLASS=TIME", value_parser = class_lasting)]
+    renew_for: Vec<(Class, Duration)>,
     /// Where agents are born on this node, unless they say otherwise
     #[arg(long, default_value = "", value_name = "TEXT")]
     birth_place: String,
@@ -454,6 +459,7 @@ async fn run<P: Passage>(verb: Verb, common: &Common, passage: impl FnOnce(Ed255
                 api: up.api,
                 passphrase_file: up.passphrase_file,
                 diversity_prefix: up.diversity_prefix,
+                renew_for: up.renew_for,
                 birth_place: up.birth_place,
                 json: common.json,
             };
@@ -1047,6 +1053,16 @@ fn lasting(text: &str) -> Result<f64, String> {
     };
     let number: f64 = number.parse().map_err(|_| String::from("a number and its unit, as 90s, 30m, 12h or 7d"))?;
     if number.is_finite() && number >= 0.0 { Ok(number * seconds) } else { Err("a time is not negative".into()) }
+}
+
+/// How long a class is renewed for, as `core=7d`.
+fn class_lasting(text: &str) -> Result<(Class, Duration), String> {
+    let (class, time) = text.split_once('=').ok_or("a class and a time, as core=7d")?;
+    let names = || Class::ALL.map(Class::name).join(", ");
+    let class = Class::from_name(class).ok_or_else(|| format!("{class:?} is no class: {}", names()))?;
+    let time = Duration::from_secs_f64(lasting(time)?.min(f64::from(u32::MAX)));
+    let most = Duration::from_millis(persona_fragments::manifest::RENEW_MS_MAX);
+    if time <= most { Ok((class, time)) } else { Err("holders renew for at most 30d".into()) }
 }
 
 async fn demo(options: Demo, common: &Common) -> anyhow::Result<ExitCode> {

@@ -25,7 +25,7 @@ use persona_core::{
     AgentKeys, Answer, Call, CallError, Config, Gossip, ImportKeys, Input, Judgement, Keep, Node, NodeKeys, Notice, Output, PublishError,
     RequestError,
 };
-use persona_fragments::{Ed25519Signer, Ed25519Verifier, OwnerKey};
+use persona_fragments::{Class, Ed25519Signer, Ed25519Verifier, OwnerKey};
 use persona_mesh::{HeadIndex, MeshCommand, MeshConfig, MeshEvent, MeshHandle, MeshLimits, Topic};
 use persona_mesh_proto::{PersistId, Table, holder::lost_store_mark};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -93,6 +93,8 @@ pub(crate) struct Options {
     pub(crate) passphrase_file: Option<PathBuf>,
     /// Whether no more than f holders of a section may be in one network.
     pub(crate) diversity_prefix: bool,
+    /// How long holders renew sections of these classes while their owner is silent; the others as by default.
+    pub(crate) renew_for: Vec<(Class, Duration)>,
     /// Where agents are born, unless they say otherwise.
     pub(crate) birth_place: String,
     /// Life events as JSON on stdout.
@@ -254,7 +256,11 @@ pub(crate) async fn up<P: Passage>(options: Options, passage: impl FnOnce(Ed2551
         secret: keystore.node_key(),
         owner_signer: persona_core::ed25519_owner(),
     };
-    let mut node = Node::new(keys, Config { diversity: options.diversity_prefix, ..Config::default() }, seed, clock::now());
+    let mut config = Config { diversity: options.diversity_prefix, ..Config::default() };
+    for (class, renew_for) in &options.renew_for {
+        config.classes.of_mut(*class).renew_for = *renew_for;
+    }
+    let mut node = Node::new(keys, config, seed, clock::now());
     load(&mut node, &store)?;
     if let Some(damage) = damage {
         node.raise_alarm("store-damaged", damage);
@@ -456,6 +462,10 @@ fn check(options: &Options) -> anyhow::Result<Vec<Ticket>> {
     }
     for address in &options.announce {
         persona_mesh::check_address(address).with_context(|| format!("--announce {address}"))?;
+    }
+    for (at, (class, _)) in options.renew_for.iter().enumerate() {
+        let again = options.renew_for[..at].iter().any(|(other, _)| other == class);
+        anyhow::ensure!(!again, "--renew-for says twice how long sections of class {} are renewed; once is enough", class.name());
     }
     for address in &options.bootstrap {
         address.parse::<persona_bootstrap::Address>().with_context(|| format!("--bootstrap {address}"))?;

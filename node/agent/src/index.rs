@@ -23,14 +23,23 @@ const FIELD: &str = "index";
 pub struct IndexEntry {
     /// The section's class.
     pub class: Class,
-    /// The lifetime of a version, in milliseconds.
+    /// The longest lifetime that a version of it may have had, in milliseconds.
     pub ttl_ms: u64,
+    /// The longest that holders may renew a version of it while its owner is silent, in milliseconds; 0: not at all.
+    pub renew_ms: u64,
     /// The level that is wanted: reconstructible while at most `level - 1` holders are lost or lying.
     pub level: u8,
     /// The last version known to be committed; `None` before the first put.
     pub version: Option<Version>,
     /// Whether the owner removed the section.
     pub removed: bool,
+}
+
+impl IndexEntry {
+    /// How long a version may live at most, counted from its issue, in milliseconds.
+    pub fn life_ms(&self) -> u64 {
+        self.ttl_ms.max(self.renew_ms)
+    }
 }
 
 /// Every section of one agent.
@@ -86,6 +95,15 @@ impl Index {
         true
     }
 
+    /// Notes that versions of `name` may live as long as these from now on: a bound that is never lowered, because earlier versions may still be
+    /// about. Whether that is more than was listed; false, too, if the name is not listed.
+    pub fn may_live(&mut self, name: &str, ttl_ms: u64, renew_ms: u64) -> bool {
+        let Some(entry) = self.entries.get_mut(name) else { return false };
+        let before = (entry.ttl_ms, entry.renew_ms);
+        (entry.ttl_ms, entry.renew_ms) = (entry.ttl_ms.max(ttl_ms), entry.renew_ms.max(renew_ms));
+        before != (entry.ttl_ms, entry.renew_ms)
+    }
+
     /// Every section, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &IndexEntry)> {
         self.entries.iter().map(|(name, entry)| (name.as_str(), entry))
@@ -127,7 +145,7 @@ mod tests {
 
     fn entry(seq: Option<u64>) -> IndexEntry {
         let version = seq.map(|seq| Version { term: 1, device: DeviceId([1; 32]), seq });
-        IndexEntry { class: Class::Core, ttl_ms: 3_600_000, level: 5, version, removed: false }
+        IndexEntry { class: Class::Core, ttl_ms: 3_600_000, renew_ms: 86_400_000, level: 5, version, removed: false }
     }
 
     #[test]

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use persona_agent::{Birth, Card, Genesis, Identity, Index, PairState, Personality, Relationship, RootSecret};
+use persona_agent::{Birth, Card, Genesis, Identity, Index, IndexEntry, PairState, Personality, Relationship, RootSecret};
 use persona_fragments::{
     CertifiedHead, Class, DeviceId, Digest, Fields, OwnerKey, SealContext, SectionKey, SignedManifest, Verifier, seal, wire,
 };
@@ -276,6 +276,7 @@ impl Node {
             let mut owned = Owned::new(&id, &owner.root, name, class, spec.ttl.as_millis() as u64, spec.level);
             let Some(record) = rows.own.get(&owned.key) else { return Ok(None) };
             owned.restore(record.clone());
+            owned.lease_as(name, spec);
             owned.intent = rows.intents.get(&owned.key).cloned();
             // An import to this node that came to nothing has counted its own versions here, and may have left nothing else: how far those of
             // this term had come is known only if there is a version to show it.
@@ -315,7 +316,7 @@ impl Node {
         for (name, entry) in index.iter().filter(|(name, entry)| !entry.removed && !matches!(*name, "core" | "index" | "card")) {
             let Some(fields) = open(&mut owner, name, entry.class)? else {
                 if is_worth_looking_for(entry.class) {
-                    agent.missing.insert(name.to_owned(), Missing::since(now_us, entry.ttl_ms, self.config.classes.of(entry.class)));
+                    agent.missing.insert(name.to_owned(), Missing::since(now_us, entry.life_ms()));
                 }
                 continue;
             };
@@ -464,16 +465,22 @@ impl Node {
     pub(crate) fn import_settled(&mut self, import: u64, name: &str, settled: Option<&Settled>) {
         let Some(step) = self.imports.get_mut(&import).and_then(|state| state.sections.get_mut(name)) else { return };
         let Some(settling) = step.settling.as_mut() else { return };
+        let mut newer_head = None;
         match settled {
-            Some(Settled::Certified(_) | Settled::Superseded(_)) => settling.newer = true,
+            Some(Settled::Certified(head) | Settled::Superseded(head)) => {
+                settling.newer = true;
+                // The read that follows begins with it, wherever its COMMIT has got to meanwhile.
+                newer_head = Some((**head).clone());
+            }
             Some(Settled::Aborted(aborted)) => settling.aborted.push(aborted.manifest.hash()),
             Some(Settled::Undecided { .. }) | None => {}
         }
         settling.left -= 1;
-        if settling.left > 0 {
-            return;
+        let over = if settling.left == 0 { step.settling.take() } else { None };
+        if let Some(head) = newer_head {
+            self.remember_head(head);
         }
-        let Some(Settling { got, newer, aborted, .. }) = step.settling.take() else { return };
+        let Some(Settling { got, newer, aborted, .. }) = over else { return };
         if newer { self.import_get(import, name, Mode::Atomic) } else { self.import_took(import, name, got, &aborted) }
     }
 
@@ -867,8 +874,11 @@ impl Node {
         for agent in [state.before.as_ref().and_then(|before| before.agent.as_ref()), owner.agent.as_ref()].into_iter().flatten() {
             partners.extend(agent.pairs.keys().chain(agent.relationships.keys()));
         }
-        for owned in owner.sections.values_mut().filter(|owned| owned.due_us.is_none() && owned.op.is_none()) {
-            owned.due_us = Some(now_us + owned.ttl_ms * 1000 / 3);
+        for (name, owned) in &mut owner.sections {
+            owned.lease_as(name, self.config.classes.of(owned.class));
+            if owned.due_us.is_none() && owned.op.is_none() {
+                owned.due_us = Some(now_us + owned.ttl_ms * 1000 / 3);
+            }
         }
         let mut writes: Vec<Write> =
             owner.sections.values().map(|owned| Write::set(Table::Own, owned.key.0, wire::encode(&owned.record(&id)))).collect();
@@ -904,9 +914,8 @@ impl Node {
             .collect();
         if let Some(agent) = self.owners.get_mut(&id).and_then(|owner| owner.agent.as_mut()) {
             for name in missing {
-                let (ttl_ms, class) = agent.index.get(&name).map_or((0, Class::Active), |entry| (entry.ttl_ms, entry.class));
-                let class = self.config.classes.of(class);
-                agent.missing.insert(name, Missing::since(now_us, ttl_ms, class));
+                let life_ms = agent.index.get(&name).map_or(0, IndexEntry::life_ms);
+                agent.missing.insert(name, Missing::since(now_us, life_ms));
             }
         }
         let mode = match state.mode {
@@ -1040,7 +1049,7 @@ pub(crate) fn adopted(id: &OwnerKey, root: &RootSecret, name: &str, head: &Certi
     let mut owned = Owned::new(id, root, name, manifest.class, manifest.ttl_ms, manifest.level);
     owned.stored = stored;
     owned.content_version = Some(manifest.content_version);
-    owned.renew_ms = manifest.renew_until_ms.saturating_sub(manifest.issued_at_ms);
+    owned.renew_ms = manifest.renew_ms();
     owned.live = manifest.older.clone();
     owned.remember_lease(head, now_ms);
     owned.head = Some(head.clone());

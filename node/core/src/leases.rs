@@ -7,7 +7,7 @@ use persona_fragments::{Ack, CertifiedHead, Link, PeerKey, SectionKey};
 use persona_mesh_proto::{Mode, Renewal, RenewalOut, RenewalTask, Renewed, Reply, Request, Tag, lease::SILENT_US};
 
 use crate::{
-    node::{HEADS_CACHED_MAX, Node, OPS_MAX, Op, OpId},
+    node::{Node, OPS_MAX, Op, OpId},
     reads::{GetPurpose, Wanted},
 };
 
@@ -131,9 +131,7 @@ impl Node {
     /// Holders that have no shard are given theirs, by whoever led: it is one more reader who decoded.
     fn refill(&mut self, head: CertifiedHead, lacking: Vec<u8>) {
         let (key, owner, label) = (head.manifest.key, Some(head.manifest.owner), head.manifest.key.to_kad_key());
-        if self.heads.len() < HEADS_CACHED_MAX {
-            self.heads.insert(key, head);
-        }
+        self.remember_head(head);
         let wanted = Wanted { key, owner, label, mode: Mode::Regular, fence: None, want_content: true };
         self.begin_get(wanted, GetPurpose::Refill { lacking });
     }

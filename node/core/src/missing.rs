@@ -3,7 +3,7 @@
 //! An import that loses more holders of a section than can be borne goes on without it, and names it. Nothing is begun anew in its place:
 //! with a partner whose chain or log is missing no message is exchanged, because a second beginning would contradict the first.
 
-use persona_fragments::{Class, ClassSpec, Classes, OwnerKey, SealContext, SectionKey, seal, wire};
+use persona_fragments::{Class, OwnerKey, SealContext, SectionKey, seal, wire};
 use persona_mesh_proto::{Mode, Table, Write, clock_allowance_ms};
 
 use crate::{
@@ -32,9 +32,9 @@ pub(crate) struct Missing {
 }
 
 impl Missing {
-    /// Looked for from `now_us` on, as long as a version of `ttl_ms` lives, or its holders renew one of its class.
-    pub(crate) fn since(now_us: u64, ttl_ms: u64, class: ClassSpec) -> Self {
-        Self { next_us: Some(now_us + RETRY_US), failures: 0, gone_us: now_us.saturating_add(life_ms(ttl_ms, class).saturating_mul(1000)) }
+    /// Looked for from `now_us` on, as long as a version may live ([`IndexEntry::life_ms`](persona_agent::IndexEntry::life_ms)).
+    pub(crate) fn since(now_us: u64, life_ms: u64) -> Self {
+        Self { next_us: Some(now_us + RETRY_US), failures: 0, gone_us: now_us.saturating_add(life_ms.saturating_mul(1000)) }
     }
 
     /// When it is looked for again.
@@ -51,16 +51,10 @@ pub(crate) fn is_worth_looking_for(class: Class) -> bool {
 impl Agent {
     /// Until when, in milliseconds since the Unix epoch, holders nobody here knows may have a version of a section that was put elsewhere and
     /// of which nothing could be read; 0 if there is none.
-    pub(crate) fn may_live_unread_until_ms(&self, name: &str, classes: &Classes) -> u64 {
+    pub(crate) fn may_live_unread_until_ms(&self, name: &str) -> u64 {
         let Some(entry) = self.index.get(name).filter(|_| self.came_ms > 0) else { return 0 };
-        let life_ms = life_ms(entry.ttl_ms, classes.of(entry.class));
-        self.came_ms.saturating_add(life_ms).saturating_add(clock_allowance_ms(entry.class))
+        self.came_ms.saturating_add(entry.life_ms()).saturating_add(clock_allowance_ms(entry.class))
     }
-}
-
-/// How long a version of `ttl_ms` lives at most, if its holders renew it for as long as those of its class.
-fn life_ms(ttl_ms: u64, class: ClassSpec) -> u64 {
-    ttl_ms.max(class.renew_for.as_millis() as u64)
 }
 
 impl Node {
@@ -126,7 +120,10 @@ impl Node {
             Err(CallError::NotFound { asked, answered, .. }) if answered * 2 > asked => {
                 // Those who would know say that there is none: it has expired, or was never put.
                 agent.missing.remove(name);
-                self.alarm("section-lost", format!("{what} is held by nobody any more: it begins anew. If you have a copy, put it again"));
+                self.alarm("section-lost", format!(
+                        "of those that should hold {what} most say that there is none: it begins anew. If you have a copy, put it again; holders that \
+                         were not found may return the old one for a while (`stale_until_ms` of its puts)"
+                    ));
             }
             Err(_) => {
                 missing.failures += 1;

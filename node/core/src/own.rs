@@ -8,8 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use bincode::{Decode, Encode};
 use persona_agent::{Identity, Index, PairState, Relationship, RootSecret, published_name};
 use persona_fragments::{
-    CertifiedHead, Class, EpochKey, Fields, OlderSet, OwnerKey, RecoveryKey, SectionKey, SignedManifest, Signer, Version,
-    certificate::HeadWire, manifest::ManifestWire,
+    CertifiedHead, Class, ClassSpec, EpochKey, Fields, OlderSet, OwnerKey, RecoveryKey, SectionKey, SignedManifest, Signer, Version,
+    certificate::HeadWire,
+    manifest::{ManifestWire, RENEW_MS_MAX},
 };
 use persona_mesh_proto::clock_allowance_ms;
 use zeroize::Zeroizing;
@@ -18,6 +19,9 @@ use crate::{
     missing::Missing,
     node::{OpId, OwnerSigner},
 };
+
+/// What the names of users' own sections begin with. All others are the node's.
+pub(crate) const DOCUMENT_PREFIX: &str = "doc/";
 
 /// How far a writer jumps ahead when a version of its own turns out to be taken: farther than what the other one wrote meanwhile.
 const VERSIONS_SKIPPED: u64 = 1 << 10;
@@ -323,6 +327,13 @@ impl Owned {
         }
         self.live.retain(|other| other.version != set.version && (other.holders != set.holders || apart(other)));
         self.remember([set]);
+    }
+
+    /// The node's own sections are leased as their class is here; a document is, as its user said.
+    pub(crate) fn lease_as(&mut self, name: &str, class: ClassSpec) {
+        if !name.starts_with(DOCUMENT_PREFIX) {
+            self.renew_ms = (class.renew_for.as_millis() as u64).min(RENEW_MS_MAX);
+        }
     }
 
     /// The holders have renewed the version, and this is what is known of them now.

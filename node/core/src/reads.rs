@@ -243,6 +243,19 @@ impl Node {
         self.note_deadline(op);
     }
 
+    /// Remembers a head, unless a newer one of its section is known: gets begin with it. When there are too many, the one that expires first goes.
+    pub(crate) fn remember_head(&mut self, head: CertifiedHead) {
+        let key = head.manifest.key;
+        if self.heads.len() >= HEADS_CACHED_MAX && !self.heads.contains_key(&key) {
+            let first = self.heads.iter().min_by_key(|(_, head)| head.expires_at_ms()).map(|(key, _)| *key);
+            first.and_then(|first| self.heads.remove(&first));
+        }
+        let rank = |head: &CertifiedHead| (head.manifest.version, head.generation());
+        if self.heads.get(&key).is_none_or(|known| rank(known) <= rank(&head)) {
+            self.heads.insert(key, head);
+        }
+    }
+
     /// A value is there. If it is newer than what was read before, the floor is made durable before anybody sees it.
     fn get_done(&mut self, op: OpId, value: Box<GetValue>) {
         let manifest = &value.head.manifest;
@@ -250,13 +263,7 @@ impl Node {
         let expires_ms = value.head.expires_at_ms();
         // Its holders may renew it, and an older version as well.
         let until_ms = expires_ms.max(manifest.renew_until_ms) + clock_allowance_ms(manifest.class);
-        if self.heads.len() >= HEADS_CACHED_MAX && !self.heads.contains_key(&key) {
-            let first = self.heads.iter().min_by_key(|(_, head)| head.expires_at_ms()).map(|(key, _)| *key);
-            first.and_then(|first| self.heads.remove(&first));
-        }
-        if self.heads.get(&key).is_none_or(|known| (known.manifest.version, known.generation()) <= (version, value.head.generation())) {
-            self.heads.insert(key, value.head.clone());
-        }
+        self.remember_head(value.head.clone());
         let floor = self.floors.get(&key).copied().filter(|floor| floor.version >= version);
         if let Some(Op::Get(get)) = self.ops.get_mut(&op) {
             get.stage = GetStage::Floor(value);

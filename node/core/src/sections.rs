@@ -27,7 +27,7 @@ use rand_core::Rng as _;
 use crate::{
     call::{Answer, CallError},
     node::{Node, OPS_MAX, Op, OpId, Output},
-    own::{Content, Owned, Owner, OwnerState, PutWaiter},
+    own::{Content, DOCUMENT_PREFIX, Owned, Owner, OwnerState, PutWaiter},
     probes::Probes,
     reads::{GetPurpose, Got, Wanted, lease_until_ms},
     report::{PutReport, SectionReport},
@@ -151,7 +151,7 @@ impl Node {
                 owned.last_seq = owned.last_seq.max(self.now.wall_ms);
             }
             if let Some(agent) = owner.agent.as_ref() {
-                owned.forgotten_until_ms = owned.forgotten_until_ms.max(agent.may_live_unread_until_ms(name, &self.config.classes));
+                owned.forgotten_until_ms = owned.forgotten_until_ms.max(agent.may_live_unread_until_ms(name));
                 listed = name == "index" || agent.index.get(name).is_some_and(|entry| entry.version.is_some());
                 owned.unlisted = !listed;
             }
@@ -174,8 +174,14 @@ impl Node {
     pub(crate) fn list_in_index(&mut self, id: &OwnerKey, name: &str) {
         let Some(owner) = self.owners.get_mut(id) else { return };
         let (Some(owned), Some(agent)) = (owner.sections.get(name), owner.agent.as_mut()) else { return };
-        let entry =
-            persona_agent::IndexEntry { class: owned.class, ttl_ms: owned.ttl_ms, level: owned.level, version: None, removed: false };
+        let entry = persona_agent::IndexEntry {
+            class: owned.class,
+            ttl_ms: owned.ttl_ms,
+            renew_ms: owned.renew_ms,
+            level: owned.level,
+            version: None,
+            removed: false,
+        };
         if let Err(error) = agent.index.set(name, entry) {
             let waiting = owner.sections.remove(name).map_or_else(Vec::new, |owned| owned.waiting_next);
             self.alarm(
@@ -255,7 +261,7 @@ impl Node {
     }
 
     fn begin_put(&mut self, owner: OwnerKey, name: String) {
-        if self.begin_listing_again(&owner, &name) || self.begin_seek(owner, &name) {
+        if self.lists_first(&owner, &name) || self.begin_seek(owner, &name) {
             return;
         }
         let op = self.id();
@@ -285,19 +291,21 @@ impl Node {
     }
 
     /// A section all of whose holder sets have expired is put like a new one, after an index that lists it: only that tells a host that was away
-    /// whether another one has the agent by now (docs/spec/quorum.md#takeover). Whether it is listed first.
-    fn begin_listing_again(&mut self, id: &OwnerKey, name: &str) -> bool {
+    /// whether another one has the agent by now (docs/spec/quorum.md#takeover). And a version may live longer than those before it only after an
+    /// index that says so: whoever cannot read the section after a takeover goes by it. Whether it is listed first.
+    fn lists_first(&mut self, id: &OwnerKey, name: &str) -> bool {
         let wall_ms = self.now.wall_ms;
         let Some(owner) = self.owners.get_mut(id).filter(|owner| owner.state == OwnerState::Live) else { return false };
-        let entry = owner.agent.as_ref().and_then(|agent| agent.index.get(name));
-        if entry.is_none_or(|entry| entry.removed) {
+        let (Some(agent), Some(owned)) = (owner.agent.as_mut(), owner.sections.get_mut(name)) else { return false };
+        if agent.index.get(name).is_none_or(|entry| entry.removed) {
             return false;
         }
-        let Some(owned) = owner.sections.get_mut(name) else { return false };
-        if owned.class == Class::Active || owned.listed_again || !owned.has_run_out(wall_ms) {
+        let again = owned.class != Class::Active && !owned.listed_again && owned.has_run_out(wall_ms);
+        owned.listed_again |= again;
+        if !agent.index.may_live(name, owned.ttl_ms, owned.renew_ms) && !again {
             return false;
         }
-        (owned.listed_again, owned.unlisted) = (true, true);
+        owned.unlisted = true;
         self.put_index(id, Some(PutWaiter::Unlist { names: vec![name.to_owned()] }));
         true
     }
@@ -893,8 +901,8 @@ impl Node {
         owned.changed = None;
         owned.failures = 0;
         let last = owned.head.as_ref().map(|head| &head.manifest);
-        if let Some((class, ttl_ms, level)) = last.map(|manifest| (manifest.class, manifest.ttl_ms, manifest.level)) {
-            (owned.class, owned.ttl_ms, owned.level) = (class, ttl_ms, level);
+        if let Some((class, ttl_ms, level, renew_ms)) = last.map(|last| (last.class, last.ttl_ms, last.level, last.renew_ms())) {
+            (owned.class, owned.ttl_ms, owned.level, owned.renew_ms) = (class, ttl_ms, level, renew_ms);
         }
         if !owned.stored.is_empty() {
             owned.due_us = Some(now_us);
@@ -1036,7 +1044,7 @@ impl Node {
         let checked = checked.and_then(|()| {
             self.clock_allows(class)?;
             let bad = |text: &str| Err(CallError::BadRequest(text.to_owned()));
-            if name.len() <= "doc/".len() || !name.starts_with("doc/") || name.len() > CONTENT_NAME_MAX {
+            if name.len() <= DOCUMENT_PREFIX.len() || !name.starts_with(DOCUMENT_PREFIX) || name.len() > CONTENT_NAME_MAX {
                 return bad("a document's name starts with doc/ and has at most 128 bytes; the other sections are the node's own");
             }
             if content.is_empty() {

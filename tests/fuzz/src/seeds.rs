@@ -250,7 +250,8 @@ fn relationship() -> Relationship {
 
 fn index() -> Index {
     let mut index = Index::new();
-    let entry = IndexEntry { class: Class::Core, ttl_ms: 3_600_000, level: 5, version: Some(version(3)), removed: false };
+    let entry =
+        IndexEntry { class: Class::Core, ttl_ms: 3_600_000, renew_ms: 86_400_000, level: 5, version: Some(version(3)), removed: false };
     index.set("core", entry.clone()).expect("a name");
     index.set("doc/notes", IndexEntry { removed: true, version: None, ..entry }).expect("a name");
     index

@@ -185,3 +185,35 @@ fn handovers_heed_networks_where_that_is_configured() {
     }
     assert!(lonely >= 4, "{lonely} had a network of their own and went");
 }
+
+/// What an operator says of a class is true of what is there already, once the node has restarted: of the node's own sections. Documents keep
+/// what their users said.
+#[test]
+fn a_longer_lease_of_a_class_reaches_the_sections_that_are_there() {
+    const DAY_MS: u64 = 24 * 3_600_000;
+    let mut world = World::of(12, 406);
+    let ada = world.create(0, "ada");
+    let id = world.call(0, leased(ada, 60_000, 0));
+    world.put_answer(id).expect("it commits");
+    let left_ms = |world: &mut World, name: &str| {
+        let (until_ms, now_ms) = (world.section(0, ada, name).expect("known").lease_until_ms, world.clock(0).wall_ms);
+        until_ms.map_or(0, |until_ms| until_ms.saturating_sub(now_ms))
+    };
+    assert!((1..=DAY_MS).contains(&left_ms(&mut world, "core")));
+    world.crash(0);
+    world.config.classes.core.renew_for = std::time::Duration::from_secs(7 * 24 * 3600);
+    world.restart(0);
+    world.run_s(1_500);
+    for name in ["core", "card", "index"] {
+        assert!(left_ms(&mut world, name) > 6 * DAY_MS, "{name}: {} ms", left_ms(&mut world, name));
+    }
+    assert_eq!(left_ms(&mut world, "doc/letter"), 0);
+    // And a shorter one.
+    world.crash(0);
+    world.config.classes.core.renew_for = std::time::Duration::ZERO;
+    world.restart(0);
+    world.run_s(1_500);
+    for name in ["core", "card", "index"] {
+        assert_eq!(left_ms(&mut world, name), 0, "{name}");
+    }
+}

@@ -530,3 +530,32 @@ fn what_is_put_in_place_of_a_section_that_could_not_be_read_says_that_older_vers
     let id = world.call(newcomer, put(b"known to be the newest"));
     assert_eq!(world.put_answer(id).expect("it commits").stale_until_ms, None);
 }
+
+/// The index tells a new host how long versions live that it could not find: also where a later put gave them a longer life than the first.
+#[test]
+fn what_the_index_says_of_a_life_grows_before_a_version_has_it() {
+    let (mut world, ada, _, root) = acquainted(233);
+    let put = |ttl_ms, renew_for_ms, content: &[u8]| Call::PutSection {
+        agent: ada,
+        name: "doc/brief".into(),
+        class: Class::Document,
+        ttl_ms: Some(ttl_ms),
+        renew_for_ms: Some(renew_for_ms),
+        level: Some(1),
+        require_level: None,
+        content: content.to_vec(),
+    };
+    for (ttl_ms, renew_for_ms) in [(60_000, 0), (300_000, 0), (60_000, 1_800_000), (30_000, 0)] {
+        let id = world.call(0, put(ttl_ms, renew_for_ms, b"before"));
+        world.put_answer(id).expect("it commits");
+        world.run_s(5);
+    }
+    let holders = world.holders(0, ada, "doc/brief");
+    let newcomer = (1..14).find(|host| !holders.contains(host)).expect("there are others");
+    world.crash_all(&[&[0][..], &holders].concat());
+    assert!(!world.import(newcomer, root).expect("all but one section is there").complete);
+    let taken_ms = world.clock(newcomer).wall_ms;
+    let id = world.call(newcomer, put(60_000, 0, b"anew"));
+    let until_ms = world.put_answer(id).expect("it commits").stale_until_ms.expect("nobody here has seen what was there");
+    assert!(until_ms.abs_diff(taken_ms + 1_800_000) < 60_000, "{until_ms} is not half an hour after {taken_ms}");
+}
