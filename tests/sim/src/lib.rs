@@ -11,6 +11,7 @@ pub mod churn;
 pub mod keys;
 pub mod lives;
 pub mod lookup;
+pub mod out;
 pub mod plan;
 pub mod plot;
 pub mod run;

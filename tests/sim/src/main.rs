@@ -283,11 +283,11 @@ fn main() -> ExitCode {
             plan.faults.retain(|fault| !without.contains(fault));
             plan.storm_ms = storm_ms.unwrap_or(plan.storm_ms);
             plan.traced = true;
-            println!("{plan:#?}");
+            persona_sim::line!("{plan:#?}");
             let teller = Teller::new(section);
             let observers: Vec<Box<dyn Observer>> = if verbose { vec![Box::new(teller)] } else { Vec::new() };
             let outcome = judge(&plan, observers);
-            println!("{outcome:#?}");
+            persona_sim::line!("{outcome:#?}");
             if outcome.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
     }
@@ -319,9 +319,9 @@ fn survive(sections: u64, (meshes, lease_meshes): (u64, u64), seed: u64, folder:
         }
     }
     if json {
-        println!("{}", serde_json::to_string_pretty(&report).expect("plain values"));
+        persona_sim::line!("{}", serde_json::to_string_pretty(&report).expect("plain values"));
     } else {
-        print!("{report}");
+        persona_sim::out::write(format_args!("{report}"));
     }
     Ok(())
 }
@@ -329,17 +329,20 @@ fn survive(sections: u64, (meshes, lease_meshes): (u64, u64), seed: u64, folder:
 fn scale(nodes: &[u32], operations: u64, dead: u64, seed: u64, json: bool) -> ExitCode {
     let sizes: Vec<scale::Size> = nodes.iter().map(|nodes| scale::measure(*nodes as usize, operations, dead, seed)).collect();
     if json {
-        println!("{}", serde_json::to_string_pretty(&sizes).expect("plain values"));
+        persona_sim::line!("{}", serde_json::to_string_pretty(&sizes).expect("plain values"));
         return ExitCode::SUCCESS;
     }
-    println!("| nodes | dead | operation | done | hops | questions | lookup KiB | requests | KiB |");
-    println!("|---|---|---|---|---|---|---|---|---|");
-    sizes.iter().for_each(|size| print!("{size}"));
+    persona_sim::line!("| nodes | dead | operation | done | hops | questions | lookup KiB | requests | KiB |");
+    persona_sim::line!("|---|---|---|---|---|---|---|---|---|");
+    sizes.iter().for_each(|size| persona_sim::out::write(format_args!("{size}")));
     for size in &sizes {
         let memory = size.memory_per_node_bytes as f64 / 1024.0;
-        println!(
+        persona_sim::line!(
             "{} nodes: {:.0} peers known to each, {} holders started, {memory:.1} KiB for each node, {:.1} s",
-            size.nodes, size.peers_known, size.started, size.wall_s
+            size.nodes,
+            size.peers_known,
+            size.started,
+            size.wall_s
         );
     }
     ExitCode::SUCCESS
@@ -417,7 +420,7 @@ fn run_many(seeds: u64, from: u64, threads: Option<usize>, seconds: Option<u64>,
         summary.unmarked = MARKS.into_iter().filter(|mark| summary.marks.get(*mark).is_none_or(|count| *count == 0)).collect();
     }
     match serde_json::to_string_pretty(&summary) {
-        Ok(text) => println!("{text}"),
+        Ok(text) => persona_sim::line!("{text}"),
         Err(error) => eprintln!("the summary cannot be written: {error}"),
     }
     let fine = summary.violations.is_empty() && summary.unmarked.is_empty();
@@ -490,7 +493,7 @@ fn run_mutants(seeds: Range<u64>, only: &[String], without: &[String], seconds: 
     }
     let all = fates.iter().all(|fate| fate.killed);
     match serde_json::to_string_pretty(&serde_json::json!({ "mutants": fates })) {
-        Ok(text) if json => println!("{text}"),
+        Ok(text) if json => persona_sim::line!("{text}"),
         Ok(_) => {}
         Err(error) => eprintln!("the result cannot be written: {error}"),
     }

@@ -58,6 +58,12 @@ const DRIFT_STEP_MS: u64 = 4_000;
 /// A clock that jumps beyond the allowance is off by up to so much, in milliseconds.
 const JUMP_MS_MAX: u64 = 3_600_000;
 
+/// What documents are filled with and messages say. It may be in no frame and on no disk, whatever is cut off or split (I17).
+const PLAINTEXT: &[u8] = b"for nobody else";
+
+/// In one seed of so many all that travels and is stored is searched for secrets: it costs an eighth of the time.
+const SECRETS_EVERY: u64 = 8;
+
 /// Violations that one seed reports.
 const VIOLATIONS_MAX: usize = 20;
 
@@ -371,7 +377,7 @@ impl Run {
         known.begun += 1;
         let number_put = known.begun;
         let mut content = number_put.to_le_bytes().to_vec();
-        content.resize(size, number_put as u8);
+        content.extend(PLAINTEXT.iter().cycle().take(size.saturating_sub(content.len())));
         let call = Call::PutSection {
             agent: agent.id,
             name: known.name.clone(),
@@ -596,7 +602,7 @@ impl Run {
             80..86 if self.agents.len() > 1 => {
                 let to = self.agents[(number + 1) % self.agents.len()].id;
                 let from = self.agents[number].id;
-                self.ask(home, Call::Send { from, to, text: format!("hello {dice}") }, Asked::Send);
+                self.ask(home, Call::Send { from, to, text: format!("{} {dice}", String::from_utf8_lossy(PLAINTEXT)) }, Asked::Send);
             }
             86..89 if self.plan.has(Fault::Takeover) && !self.faulty.contains(&somebody) => {
                 self.import(somebody, number);
@@ -742,6 +748,11 @@ impl Run {
     fn born(&mut self, host: usize, id: OwnerKey, name: &str, root: &[u8; 32], term: u64) {
         self.keep(host, name, root, term);
         let secret = RootSecret::from_bytes(*root);
+        if self.plan.seed.is_multiple_of(SECRETS_EVERY) {
+            for bytes in [PLAINTEXT, root, &*secret.local_key(), &secret.agreement().to_bytes()] {
+                self.world.keep_secret(bytes);
+            }
+        }
         let divisor = u64::from(self.plan.ttl_divisor);
         let documents = [(Class::Core, 3_600_000), (Class::Relationship, 300_000), (Class::Document, 600_000)]
             .into_iter()

@@ -93,13 +93,13 @@ impl Observer for Teller {
         match &event.what {
             What::Machine { machine, peer, correct } => {
                 self.peers.insert(*peer, *machine);
-                println!("{at:10.6} machine {machine} {} correct {correct}", &hex(peer)[..8]);
+                crate::line!("{at:10.6} machine {machine} {} correct {correct}", &hex(peer)[..8]);
             }
             What::Asked { frame, from, to, bytes } => {
                 let to = self.peers.get(to).copied().unwrap_or(u32::MAX);
                 let Ok(asked) = RequestFrame::from_bytes(bytes) else { return };
                 for request in asked.requests.iter().filter(|request| key_of(request).is_some_and(|key| self.wanted(&key))) {
-                    println!("{at:10.6} {from} -> {to} #{frame} {}", told(request));
+                    crate::line!("{at:10.6} {from} -> {to} #{frame} {}", told(request));
                 }
                 self.asked.insert(*frame, (*from, to, asked));
             }
@@ -108,21 +108,21 @@ impl Observer for Teller {
                 let Ok(frames) = ResponseFrame::from_bytes(bytes, asked.requests.len()) else { return };
                 for (request, response) in asked.requests.iter().zip(&frames.responses) {
                     if key_of(request).is_some_and(|key| self.wanted(&key)) {
-                        println!("{at:10.6} {to} <= {from} #{frame} {}", answered(response));
+                        crate::line!("{at:10.6} {to} <= {from} #{frame} {}", answered(response));
                     }
                 }
             }
             What::GetEnds { op, outcome: GetOutcome::Value { head, fresh, .. } } => {
                 let version = wire::decode(head).ok().and_then(|wire| CertifiedHead::trusted(wire).ok());
-                println!(
+                crate::line!(
                     "{at:10.6} get {op} ends {fresh:?} {}",
                     version.map_or_else(|| "?".into(), |head| head.manifest.version.to_string())
                 );
             }
-            What::PutBegins { op, machine, key } => println!("{at:10.6} put {op} at {machine} of {}", &hex(key)[..8]),
-            What::GetBegins { op, machine, key, mode } => println!("{at:10.6} get {op} at {machine} of {} {mode:?}", &hex(key)[..8]),
+            What::PutBegins { op, machine, key } => crate::line!("{at:10.6} put {op} at {machine} of {}", &hex(key)[..8]),
+            What::GetBegins { op, machine, key, mode } => crate::line!("{at:10.6} get {op} at {machine} of {} {mode:?}", &hex(key)[..8]),
             What::Durable { .. } | What::Heard { .. } | What::Serves { .. } => {}
-            other => println!("{at:10.6} {other:?}"),
+            other => crate::line!("{at:10.6} {other:?}"),
         }
     }
 }

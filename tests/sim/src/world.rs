@@ -56,6 +56,9 @@ pub trait Observer {
     /// Something happened.
     fn observe(&mut self, event: &Told);
 
+    /// These bytes may be in no frame and on no disk.
+    fn keep_secret(&mut self, _bytes: &[u8]) {}
+
     /// All is over: what was found that may not happen, and how often what should happen sometimes.
     fn finish(self: Box<Self>) -> (Vec<String>, BTreeMap<String, u64>) {
         Default::default()
@@ -68,6 +71,10 @@ struct Audit(Auditor);
 impl Observer for Audit {
     fn observe(&mut self, event: &Told) {
         self.0.observe(event);
+    }
+
+    fn keep_secret(&mut self, bytes: &[u8]) {
+        self.0.secret(bytes);
     }
 
     fn finish(self: Box<Self>) -> (Vec<String>, BTreeMap<String, u64>) {
@@ -444,6 +451,11 @@ impl World {
                 observer.observe(&event);
             }
         }
+    }
+
+    /// Tells the observers what may be in no frame and on no disk.
+    pub fn keep_secret(&mut self, bytes: &[u8]) {
+        self.observers.iter_mut().for_each(|observer| observer.keep_secret(bytes));
     }
 
     fn observed(&self) -> bool {

@@ -1,8 +1,13 @@
 //! A slice of what `persona-sim run` and `persona-sim mutants` do, small enough for every test run: docs/simulator.md.
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "a harness owns threads and clocks; what it runs does not")]
 
+use persona_audit::history::{Event, What};
 use persona_fragments::mutants::{Mutant, with};
-use persona_sim::{plan::Plan, run::run};
+use persona_sim::{
+    plan::Plan,
+    run::run,
+    world::{Observer, auditor, notary},
+};
 
 /// A plan with a storm short enough for a build that is not optimised.
 fn short(seed: u64) -> Plan {
@@ -36,4 +41,29 @@ fn a_rule_that_is_left_out_is_noticed() {
         let noticed = (0..20).any(|seed| !with(Some(mutant), || run(&short(seed), Vec::new())).violations.is_empty());
         assert!(noticed, "{mutant:?} lives on");
     }
+}
+
+/// Told that a peer's public key is a secret, an auditor finds it: so it would find a key or a plaintext, of which it is told in some of the runs.
+#[test]
+fn what_may_not_be_seen_would_be() {
+    /// An auditor beside the run's own. It says how many secrets it saw through a channel: observers go with the run.
+    struct Second(Box<dyn Observer>, std::sync::mpsc::Sender<usize>);
+    impl Observer for Second {
+        fn observe(&mut self, event: &Event) {
+            if let What::Machine { peer, .. } = &event.what {
+                self.0.keep_secret(peer);
+            }
+            self.0.observe(event);
+        }
+        fn finish(self: Box<Self>) -> (Vec<String>, std::collections::BTreeMap<String, u64>) {
+            let (found, _) = self.0.finish();
+            self.1.send(found.iter().filter(|one| one.starts_with("I17")).count()).expect("somebody listens");
+            Default::default()
+        }
+    }
+    let plan = short(8);
+    let (found, listen) = std::sync::mpsc::channel();
+    let outcome = run(&plan, vec![Box::new(Second(auditor(notary(&plan)), found))]);
+    assert!(outcome.violations.is_empty(), "{:?}", outcome.violations);
+    assert!(listen.recv().expect("it finished") > 0, "holders stand in every manifest");
 }
