@@ -338,6 +338,9 @@ pub(crate) enum Op {
 /// Operations at once. Beyond it new calls get `Busy`; renewals wait for the next tick.
 pub(crate) const OPS_MAX: usize = 8192;
 
+/// So late is a node that slept.
+const LATE_US: u64 = 1_000_000;
+
 /// Certified heads remembered of other owners' sections. When full, the one that expires first makes room.
 pub(crate) const HEADS_CACHED_MAX: usize = 4096;
 
@@ -393,6 +396,8 @@ pub struct Node {
     pub(crate) keeps: BTreeMap<u64, AfterKeep>,
     pub(crate) floors: BTreeMap<SectionKey, Floor>,
     pub(crate) heads: BTreeMap<SectionKey, CertifiedHead>,
+    /// When it last came much later to what was due than it wanted, in monotonic microseconds.
+    pub(crate) woke_us: u64,
     /// When this node last repaired a section, on the monotonic clock.
     pub(crate) repaired: BTreeMap<SectionKey, u64>,
     /// Renewals that this node leads for the holders of a section.
@@ -462,6 +467,7 @@ impl Node {
             keeps: BTreeMap::new(),
             floors: BTreeMap::new(),
             heads: BTreeMap::new(),
+            woke_us: 0,
             repaired: BTreeMap::new(),
             leading: BTreeMap::new(),
             evidence: BTreeMap::new(),
@@ -486,6 +492,7 @@ impl Node {
     pub fn handle(&mut self, input: Input, now: Now) -> Vec<Output> {
         self.own_now = now;
         self.now = self.clocks.mesh_time(now);
+        self.notice_sleep();
         match input {
             Input::Call { id, call } => self.on_call(id, call),
             Input::Frame { inbound, from, frame } => self.on_frame(inbound, from, &frame),
@@ -521,6 +528,14 @@ impl Node {
             self.flush();
         }
         std::mem::take(&mut self.out)
+    }
+
+    /// Whoever is asked for something much later than was wanted slept, or had too much to do: what failed meanwhile says nothing about others.
+    fn notice_sleep(&mut self) {
+        let wanted_us = self.due.first().map_or(u64::MAX, |(at, _)| *at).min(self.probes.next_us);
+        if self.now.mono_us > wanted_us.saturating_add(LATE_US) {
+            self.woke_us = self.now.mono_us;
+        }
     }
 
     /// When the node wants an [`Input::Tick`], in monotonic microseconds, unless something happens before.

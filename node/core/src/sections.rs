@@ -650,6 +650,8 @@ impl Node {
         let Some(Op::Put(put)) = self.ops.get(&op) else { return };
         let (id, name) = (put.owner, put.name.clone());
         let what = self.label(&id, &name);
+        // Whoever did not answer while this machine slept may have answered all the same.
+        let slept = put.started_us < self.woke_us;
         let fresh = match &put.stage {
             PutStage::Running(running) => running.manifest().issued_at_ms + FRESH_MS > self.now.wall_ms,
             PutStage::Lookup | PutStage::Intent(_) => false,
@@ -668,7 +670,7 @@ impl Node {
                 CallError::Fenced { term: by.manifest.version.term }
             }
             PutError::NotEnoughHolders { have, need, unreachable } => {
-                if let Some(owned) = self.owned(&id, &name) {
+                if let Some(owned) = self.owned(&id, &name).filter(|_| !slept) {
                     owned.do_without(unreachable, now_us);
                 }
                 CallError::NotEnoughHolders { what, have: have.into(), need: need.into() }
@@ -687,7 +689,7 @@ impl Node {
             }
             PutError::Timeout { acks, need, unwilling } => {
                 // To ask them again for the same may be in vain until all that is undecided there has expired.
-                if let Some(owned) = self.owned(&id, &name) {
+                if let Some(owned) = self.owned(&id, &name).filter(|_| !slept) {
                     owned.do_without(unwilling, now_us);
                 }
                 CallError::NotEnoughHolders { what, have: acks.into(), need: need.into() }
