@@ -107,6 +107,15 @@ pub struct Auditor {
     pub(crate) aborted: BTreeSet<(Key, Version)>,
 }
 
+/// A promise never to ack a version.
+#[derive(Default)]
+pub(crate) struct Promised {
+    /// The manifest that is certified here since, by its name.
+    pub certified: Option<[u8; 32]>,
+    /// When the last manifest that it was asked about is over: so long it is remembered.
+    pub over_ms: u64,
+}
+
 /// A machine, and the process on it.
 pub(crate) struct Node {
     pub peer: [u8; 32],
@@ -131,8 +140,8 @@ pub(crate) struct Node {
     pub disk: Disk,
     /// Which manifest it acked, of each version.
     pub acked: BTreeMap<(Key, Version), ManifestId>,
-    /// What it promised never to ack, with the name of the manifest that is certified here since.
-    pub promised: BTreeMap<(Key, Version), Option<[u8; 32]>>,
+    /// What it promised never to ack.
+    pub promised: BTreeMap<(Key, Version), Promised>,
     /// Links that it signed, by manifest and generation, and when first.
     pub signed: BTreeMap<(ManifestId, u64), (crate::traffic::Signature, u64)>,
     /// The highest version that it returned, of each section, and until when that binds it.

@@ -280,7 +280,7 @@ impl Auditor {
             self.find("I11", what);
         }
         let Some(node) = self.nodes.get_mut(&machine) else { return };
-        node.promised.entry(place_of).and_modify(|since| *since = Some(hash));
+        node.promised.entry(place_of).and_modify(|promised| promised.certified = Some(hash));
         node.disk.heads.insert(key, HeadRow { id, over_ms, place, at_us, rotted: false });
         let told = node.disk.told.entry(key).or_default();
         if told.last().is_none_or(|last| last.version < version) {

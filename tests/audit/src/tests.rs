@@ -322,6 +322,26 @@ fn i8_a_correct_holder_acks_one_manifest_of_a_version() {
 }
 
 #[test]
+fn i8_a_correct_holder_keeps_its_promise_as_long_as_the_manifest_lives() {
+    let after = |liars: &[Machine], promises: bool, wait_ms: u64| {
+        let mut scene = Scene::with_liars(liars);
+        let first = scene.manifest(1);
+        if promises {
+            scene.exchange(WRITER, 1, first.asks_never(0), first.promised(0));
+        }
+        scene.wait_ms(wait_ms);
+        let second = manifest_of(first.manifest.version, &HOLDERS, b"another content", scene.now_ms());
+        scene.prepare(WRITER, &second, &[1]);
+        scene
+    };
+    after(&[WRITER], true, 1_000).breaks("I8");
+    after(&[WRITER], true, TTL_MS - 12_000).breaks("I8");
+    after(&[WRITER], true, TTL_MS + 12_000).breaks_nothing(); // seed 224758: what it was asked about is over
+    after(&[WRITER], false, 1_000).breaks_nothing();
+    after(&[WRITER, 1], true, 1_000).breaks_nothing();
+}
+
+#[test]
 fn i8_one_version_is_certified_once_by_one_holder_set() {
     let certified = |liars: &[Machine], others: &[Machine]| {
         let mut scene = Scene::with_liars(liars);

@@ -3,7 +3,7 @@
 use persona_foreign::{frame::FRAME_BYTES_MAX, head::Version};
 
 use crate::{
-    auditor::{Auditor, CLOCK_ANSWER_US, LATE_MS, MESH_TIME_FROM_MS, hex, host, mark, text},
+    auditor::{Auditor, CLOCK_ANSWER_US, LATE_MS, MESH_TIME_FROM_MS, Promised, hex, host, mark, text},
     book::{ManifestId, same_members},
     decode::{self, RawHead, RawRequest, RawResponse},
     disk::{Key, Row},
@@ -317,7 +317,8 @@ impl Auditor {
         }
         // Of what is certified without its ack no abort can be: as many promises as that takes share a correct holder with the certificate.
         let certified = node.disk.heads.get(&key).is_some_and(|head| same(head.id));
-        let promised = node.promised.get(&(key, version)).is_some_and(|since| *since != Some(hash));
+        let binds = |promised: &Promised| promised.certified != Some(hash) && late_ms < promised.over_ms;
+        let promised = node.promised.get(&(key, version)).is_some_and(binds);
         if promised && !certified && !forgotten && node.lost_us.is_none() {
             found.push(("I8", "acked what it had promised never to ack:"));
         }
@@ -471,7 +472,8 @@ impl Auditor {
         }
     }
 
-    /// I8: a correct holder that promised never to ack a version has not acked it, unless that one's life was over by its clock, and will not.
+    /// I8: a correct holder that promised never to ack a version has not acked it, unless that one's life was over by its clock, and will not as long as
+    /// the manifest lives that it was asked about.
     fn promise_is_honest(&mut self, from: Machine, id: ManifestId, never: &[u8]) {
         let index = self.book.promise(id, never);
         let known = self.book.get(id);
@@ -487,7 +489,8 @@ impl Auditor {
         if !forgotten && acked.is_some_and(|acked| node.lost_us.is_none_or(|lost_us| lost_us < acked.first_us)) {
             found.push(("I8", "promised never to ack, and had acked,"));
         }
-        node.promised.entry(place).or_insert(None);
+        let promised = node.promised.entry(place).or_default();
+        promised.over_ms = promised.over_ms.max(known.over_ms());
         for (invariant, what) in found {
             let what = format!("machine {from} {what} {}", self.name(id));
             self.find(invariant, what);

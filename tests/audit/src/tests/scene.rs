@@ -2,7 +2,9 @@
 
 use persona_foreign::{
     frame::Writer,
-    head::{Ack, Head, Manifest, OlderSet, Version, leaf_hash, manifest_hash, manifest_message, root_message, section_key},
+    head::{
+        Ack, Head, Manifest, OlderSet, Version, leaf_hash, manifest_hash, manifest_message, never_leaf_hash, root_message, section_key,
+    },
 };
 use sha2::{Digest as _, Sha256};
 
@@ -198,6 +200,17 @@ impl Signed {
 
     pub(super) fn acked(&self, index: u8) -> Vec<u8> {
         ack_bytes(Writer::new().varint(1).varint(0), &self.ack(index)).finish()
+    }
+
+    pub(super) fn asks_never(&self, index: u8) -> Vec<u8> {
+        self.wire(Writer::new().varint(1).varint(5)).raw(&[index]).raw(&[0; 64]).finish()
+    }
+
+    pub(super) fn promised(&self, index: u8) -> Vec<u8> {
+        let root = never_leaf_hash(&self.manifest, index);
+        let signature = sign(&self.manifest.holders[usize::from(index)], &root_message(1, &root));
+        let never = Ack { index, position: 0, batch: 1, path: Vec::new(), signature };
+        ack_bytes(Writer::new().varint(1).varint(13), &never).finish()
     }
 
     /// An answer to HEAD that names this as certified.
