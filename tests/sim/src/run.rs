@@ -13,7 +13,7 @@ use chacha20::ChaCha8Rng;
 use persona_agent::{RootSecret, published_name};
 use persona_audit::history::{GetOutcome, Mode as AuditMode, PutOutcome, What};
 use persona_core::{Answer, Call, CallError};
-use persona_fragments::{Class, OwnerKey, PeerKey, SectionKey, SignedManifest, wire};
+use persona_fragments::{Class, OwnerKey, PeerKey, SectionKey, SignedManifest, manifest::ManifestWire, wire};
 use persona_lies::{Liar, Story};
 use persona_mesh_proto::{Mode, Table, holder::lost_store_mark};
 use serde::Serialize;
@@ -313,7 +313,8 @@ impl Run {
         }
         self.world.meet();
         self.world.tell(What::Heals);
-        let end_us = self.world.now_us + self.plan.calm_ms * 1000;
+        // Whoever fell asleep in the storm may have a while to go.
+        let end_us = self.world.all_awake_us() + self.plan.calm_ms * 1000;
         self.run_to(end_us);
         self.bring_agents_home();
         self.write_everything();
@@ -636,11 +637,18 @@ impl Run {
         }
     }
 
-    /// Whether a put of this owner that is not over has more holders that lie, or that lost their stores not long ago and may not sign for it,
-    /// than its shape tolerates: a mesh too small for its level may tolerate none, and one of them is enough to let nothing commit.
+    /// Whether a put of this owner that is not over, or an earlier version that still takes up room at correct holders, has more holders that lie, or
+    /// that lost their stores not long ago and may not sign for it, than its shape tolerates: a mesh too small for its level may tolerate none, and
+    /// one of them is enough to let nothing commit.
     fn faulty_keep(&self, host: usize, owner: &OwnerKey) -> bool {
         let intents = self.world.hosts[host].disk.iter().filter(|((table, _), _)| *table == Table::Intent);
-        let manifests = intents.filter_map(|(_, row)| SignedManifest::trusted(wire::decode(row).ok()?).ok());
+        let correct = self.world.hosts.iter().filter(|host| host.liar.is_none()).flat_map(|host| host.disk.iter());
+        let held = correct.filter(|((table, _), _)| *table == Table::Prepared).filter_map(|(_, row)| {
+            let held: (u32, ManifestWire, u8, u64) = wire::decode(row).ok()?; // the first kind of docs/spec/quorum.md, table Prepared
+            (held.0 == 0).then_some(held.1)
+        });
+        let manifests = intents.filter_map(|(_, row)| wire::decode(row).ok()).chain(held);
+        let manifests = manifests.filter_map(|manifest| SignedManifest::trusted(manifest).ok());
         let mark = lost_store_mark(0);
         let lost = |disk: &Disk| disk.contains_key(&(mark.table, mark.key.clone()));
         let faulty = |peer: &PeerKey| self.world.hosts.iter().any(|host| host.peer == *peer && (host.liar.is_some() || lost(&host.disk)));

@@ -624,6 +624,11 @@ impl World {
         machine.asleep_until_us = machine.asleep_until_us.max(self.now_us + micros);
     }
 
+    /// When the last of those that sleep now wakes, in virtual microseconds: now, if nobody does.
+    pub fn all_awake_us(&self) -> u64 {
+        self.hosts.iter().filter(|host| host.up()).map(|host| host.asleep_until_us).fold(self.now_us, u64::max)
+    }
+
     fn hears(&self, from: usize, to: usize) -> bool {
         self.hosts[from].up() && self.hosts[to].up() && !self.deaf_pairs.contains(&(from, to))
     }
