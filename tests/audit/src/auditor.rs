@@ -486,6 +486,15 @@ impl Auditor {
         })
     }
 
+    /// Whether that is so of any version of any section of this owner.
+    pub(crate) fn owner_beyond_f(&self, owner: &[u8; 32]) -> bool {
+        self.sections.iter().any(|(key, section)| {
+            let versions = || section.manifests.iter().filter(|(_, ids)| ids.iter().any(|id| self.book.get(*id).manifest.owner == *owner));
+            let (first, last) = (versions().next(), versions().next_back());
+            first.zip(last).is_some_and(|((low, _), (high, _))| self.beyond_f(key, *low, *high))
+        })
+    }
+
     /// Holders of a version that are lost to it: they do not do what the protocol says, lost their disk or its shard since it was
     /// there, or dropped it by a clock that was off.
     pub(crate) fn lost_holders(&self, known: &Known) -> usize {

@@ -395,8 +395,8 @@ impl Auditor {
             if section.certified > Some(put.version) || !lives || !kept || just_now || !(new || renewed) {
                 continue;
             }
-            if self.beyond_f(&known.manifest.key, put.version, put.version) {
-                continue; // it may be fenced by a host that cannot take it over
+            if self.beyond_f(&known.manifest.key, put.version, put.version) || self.owner_beyond_f(&known.manifest.owner) {
+                continue; // it may be fenced by a host that cannot take it over: for want of another section, too
             }
             let places = known.manifest.holders.iter().zip(&known.manifest.shard_hashes);
             let lacks = |(peer, hash): &(&[u8; 32], &[u8; 32])| {
