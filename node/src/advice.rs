@@ -87,7 +87,21 @@ fn known(error: &(dyn Error + 'static)) -> Option<Known> {
         .or_else(|| error.is::<persona_mesh::MeshNameError>().then(bad_mesh_name))
         .or_else(|| error.is::<persona_mesh::AddressError>().then(bad_address))
         .or_else(|| error.is::<persona_bootstrap::AddressError>().then(bad_address))
+        .or_else(|| error.is::<persona_lab::DataError>().then(|| said("bad-data", SCORE_HINT)))
+        .or_else(|| error.downcast_ref::<persona_lab::ScoreError>().map(of_score))
         .or_else(|| error.downcast_ref::<io::Error>().map(of_io))
+}
+
+/// Where it says what a file of labelled data looks like.
+const SCORE_HINT: &str = "`persona lab score --help` says what the file looks like";
+
+fn of_score(error: &persona_lab::ScoreError) -> Known {
+    match error {
+        persona_lab::ScoreError::Options(_) => {
+            said("bad-request", "choose other --enrol and --genuine-from; `persona lab score --help` says what they are")
+        }
+        persona_lab::ScoreError::Natural { .. } => said("bad-data", SCORE_HINT),
+    }
 }
 
 fn of_keystore(error: &KeystoreError) -> Known {

@@ -12,6 +12,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand, error::ErrorKind, valu
 use data_encoding::BASE64;
 use persona_agent::personality::ATTRIBUTES_BYTES_MAX;
 use persona_fragments::{CertifiedHead, Class, Ed25519Signer, Ed25519Verifier};
+use persona_lab::ScoreOptions;
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -22,7 +23,7 @@ use crate::{
     daemon::{self, Options},
     http::DOCUMENT_BYTES_MAX,
     keystore::{PassphrasePurpose, PassphraseSource, files, passphrase},
-    output,
+    lab, output,
     passage::{Open, Passage},
 };
 
@@ -120,6 +121,9 @@ enum Verb {
     /// Measure a node
     #[command(subcommand, after_help = "Example:\n  persona bench storage --nodes 14")]
     Bench(BenchVerb),
+    /// Measure how well behaviour tells agents apart
+    #[command(subcommand, after_help = "Example:\n  persona lab score typing.csv --genuine-from 11 --online")]
+    Lab(LabVerb),
     /// Show on this machine that a personality outlives the machines that carry it
     #[command(after_help = "Example:\n  persona demo --nodes 14 --kill 4 --attributes my-agent.json")]
     Demo(Demo),
@@ -330,6 +334,35 @@ enum BenchVerb {
     },
 }
 
+#[derive(Subcommand)]
+enum LabVerb {
+    /// Score labelled data with the verifier of natural behaviour: who is genuine, who is somebody else?
+    #[command(after_help = SCORE_HELP)]
+    Score {
+        /// CSV with a header: subject,session,rep and then numbers, one column for each feature
+        file: PathBuf,
+        /// How many first repetitions of each subject are learnt as its own
+        #[arg(long, default_value_t = 10, value_name = "N")]
+        enrol: usize,
+        /// From which repetition on a subject's own are scored as genuine; those between are only learnt from, with --online
+        #[arg(long, default_value_t = 201, value_name = "N")]
+        genuine_from: usize,
+        /// Go on learning from every own repetition, after it was scored
+        #[arg(long)]
+        online: bool,
+        /// What a subject is compared with: the other subjects, or nothing
+        #[arg(long, default_value = "leave-one-out", value_parser = ["leave-one-out", "none"])]
+        population: String,
+    },
+}
+
+const SCORE_HELP: &str = "Each subject enrols with its first repetitions; its own later ones are genuine, and the first five of every other \
+subject are impostors, from which nothing is learnt. Prints equal error rates (mean and sd over subjects), the share of impostors found where 1 % of \
+the genuine are refused, and the equal error rate of the mean of five scores.
+
+Example:
+  persona lab score typing.csv --enrol 10 --genuine-from 201 --online --json";
+
 #[derive(Args)]
 struct Demo {
     /// How many nodes, each a process of its own
@@ -532,6 +565,11 @@ async fn run<P: Passage>(verb: Verb, common: &Common, passage: impl FnOnce(Ed255
         Verb::Inbox { agent, follow, after } => inbox(common, &agent, follow, after).await?,
         Verb::Bench(BenchVerb::Storage { bytes, level, clients, operations, nodes }) => {
             return bench_storage(common, bytes, level, &clients, operations, nodes).await;
+        }
+        Verb::Lab(LabVerb::Score { file, enrol, genuine_from, online, population }) => {
+            let options = ScoreOptions { enrol, genuine_from, online, population: population == "leave-one-out" };
+            let report = lab::score(&file, options)?;
+            output::line(&if common.json { serde_json::to_string(&report)? } else { lab::told(&report) });
         }
         Verb::Demo(options) => return demo(options, common).await,
     }

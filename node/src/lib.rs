@@ -10,6 +10,7 @@ mod daemon;
 mod forge;
 mod http;
 pub mod keystore;
+mod lab;
 mod output;
 pub mod passage;
 mod random;

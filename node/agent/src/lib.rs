@@ -14,6 +14,7 @@ pub mod commitment;
 pub mod envelope;
 pub mod identity;
 pub mod index;
+pub mod natural;
 pub mod order;
 pub mod pair;
 pub mod personality;

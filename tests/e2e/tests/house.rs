@@ -20,11 +20,22 @@ const HOUSE: &[(&str, &[&str])] = &[
     ("persona-agent", &["persona-fragments"]),
     ("persona-core", &["persona-fragments", "persona-bootstrap", "persona-mesh-proto", "persona-agent"]),
     ("persona-mesh", &["persona-fragments", "persona-mesh-proto"]),
+    // It measures the verifier as it is.
+    ("persona-lab", &["persona-agent"]),
     // It judges nodes from outside; of the inside it may know how to check a certificate.
     ("persona-drill", &["persona-fragments"]),
     (
         "persona",
-        &["persona-fragments", "persona-bootstrap", "persona-mesh-proto", "persona-mesh", "persona-agent", "persona-core", "persona-drill"],
+        &[
+            "persona-fragments",
+            "persona-bootstrap",
+            "persona-mesh-proto",
+            "persona-mesh",
+            "persona-agent",
+            "persona-core",
+            "persona-drill",
+            "persona-lab",
+        ],
     ),
     // Written from docs/spec/wire.md alone: it would prove nothing if it knew us.
     ("persona-foreign", &[]),
@@ -49,6 +60,7 @@ const PURE: &[(&str, &str)] = &[
     ("persona-mesh-proto", "mesh/proto/src"),
     ("persona-agent", "node/agent/src"),
     ("persona-core", "node/core/src"),
+    ("persona-lab", "node/lab/src"),
 ];
 
 /// The one folder of a pure crate that touches the world.
