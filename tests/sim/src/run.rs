@@ -13,7 +13,7 @@ use chacha20::ChaCha8Rng;
 use persona_agent::{RootSecret, published_name};
 use persona_audit::history::{GetOutcome, Mode as AuditMode, PutOutcome, What};
 use persona_core::{Answer, Call, CallError};
-use persona_fragments::{Class, OwnerKey, PeerKey, SectionKey, SignedManifest, manifest::ManifestWire, wire};
+use persona_fragments::{Class, OwnerKey, PeerKey, SectionKey, SignedManifest, certificate::HeadWire, manifest::ManifestWire, wire};
 use persona_lies::{Liar, Story};
 use persona_mesh_proto::{Mode, Table, holder::lost_store_mark};
 use serde::Serialize;
@@ -648,12 +648,35 @@ impl Run {
             (held.0 == 0).then_some(held.1)
         });
         let manifests = intents.filter_map(|(_, row)| wire::decode(row).ok()).chain(held);
-        let manifests = manifests.filter_map(|manifest| SignedManifest::trusted(manifest).ok());
+        let mut manifests = manifests.filter_map(|manifest| SignedManifest::trusted(manifest).ok());
+        manifests.any(|manifest| manifest.owner == *owner && self.has_more_faulty_than_tolerated(&manifest))
+    }
+
+    /// Whether the newest version of a section that correct holders know to be certified has more holders that lie, or that lost their stores and have not
+    /// recovered yet, than its shape tolerates: they count together, and a get need not end well.
+    fn faulty_hold(&self, section: &SectionKey) -> bool {
+        let correct = self.world.hosts.iter().filter(|host| host.liar.is_none());
+        let heads = correct.filter_map(|host| {
+            let (head, _, _): (HeadWire, u64, u64) = wire::decode(host.disk.get(&(Table::Head, section.0.to_vec()))?).ok()?; // docs/spec/quorum.md, table Head
+            SignedManifest::trusted(head.manifest).ok()
+        });
+        heads.max_by_key(|manifest| manifest.version).is_some_and(|manifest| self.has_more_faulty_than_tolerated(&manifest))
+    }
+
+    fn has_more_faulty_than_tolerated(&self, manifest: &SignedManifest) -> bool {
         let mark = lost_store_mark(0);
         let lost = |disk: &Disk| disk.contains_key(&(mark.table, mark.key.clone()));
-        let faulty = |peer: &PeerKey| self.world.hosts.iter().any(|host| host.peer == *peer && (host.liar.is_some() || lost(&host.disk)));
-        let mut kept = manifests.filter(|manifest| manifest.owner == *owner);
-        kept.any(|manifest| manifest.holders.iter().filter(|peer| faulty(peer)).count() > usize::from(manifest.shape.f()))
+        let faulty = |peer: &&PeerKey| self.world.hosts.iter().any(|host| host.peer == **peer && (host.liar.is_some() || lost(&host.disk)));
+        manifest.holders.iter().filter(faulty).count() > usize::from(manifest.shape.f())
+    }
+
+    /// A get that should have succeeded failed.
+    fn missed(&mut self, section: SectionKey, what: String) {
+        if self.faulty_hold(&section) {
+            *self.out.marks.entry("get kept up by more faulty holders than f".into()).or_default() += 1;
+        } else {
+            self.violation("I14", what);
+        }
     }
 
     // ---- answers ---------------------------------------------------------------------------------------------------------------
@@ -708,8 +731,8 @@ impl Run {
                 *self.out.marks.entry(format!("get {}", error.title())).or_default() += 1;
                 self.world.tell(What::GetEnds { op: call, outcome: GetOutcome::Error { title: error.title().to_owned() } });
                 if owed {
-                    self.violation(
-                        "I14",
+                    self.missed(
+                        section,
                         format!("machine {host}: a stranger cannot read {} in calm weather: {error}", section.to_kad_key()),
                     );
                 }
@@ -727,7 +750,8 @@ impl Run {
             (Asked::Get { agent, document, must, .. }, Err(error)) => {
                 *self.out.marks.entry(format!("own get {}", error.title())).or_default() += 1;
                 if must {
-                    self.violation("I14", format!("agent {agent} cannot read its document {document} in calm weather: {error}"));
+                    let section = self.agents[agent].documents[document].key;
+                    self.missed(section, format!("agent {agent} cannot read its document {document} in calm weather: {error}"));
                 }
             }
             (Asked::Create { .. }, Ok(Answer::Agent { agent, name, root, term, .. })) => self.born(host, agent, &name, &root, term),
