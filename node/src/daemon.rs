@@ -465,7 +465,10 @@ fn check(options: &Options) -> anyhow::Result<Vec<Ticket>> {
     }
     for (at, (class, _)) in options.renew_for.iter().enumerate() {
         let again = options.renew_for[..at].iter().any(|(other, _)| other == class);
-        anyhow::ensure!(!again, "--renew-for says twice how long sections of class {} are renewed; once is enough", class.name());
+        if again {
+            let detail = format!("--renew-for says twice how long sections of class {} are renewed", class.name());
+            return Err(crate::client::Failure::new("bad-request", detail, "say it once for each class").into());
+        }
     }
     for address in &options.bootstrap {
         address.parse::<persona_bootstrap::Address>().with_context(|| format!("--bootstrap {address}"))?;

@@ -109,6 +109,10 @@ fn wrong_usage_is_an_error_like_every_other_with_status_2() {
         "frobnicate",
         "agent",
         "up --listen",
+        "up --renew-for core",
+        "up --renew-for core=soon",
+        "up --renew-for core=31d",
+        "up --renew-for soul=1d",
         "invite surplus",
         "status --what",
         "peers surplus",
@@ -129,6 +133,9 @@ fn wrong_usage_is_an_error_like_every_other_with_status_2() {
         "send ada bob",
         "inbox ada --after soon",
         "bench storage --nodes 14 --clients 0",
+        "lab",
+        "lab score",
+        "lab score file.csv --population everybody",
         "demo --nodes many",
     ] {
         let error = failure(&line.split_whitespace().collect::<Vec<_>>(), None, 2);
@@ -159,6 +166,35 @@ fn a_demo_that_cannot_be_is_refused_within_a_second() {
         let error = failure(&[&["demo"], wish.as_slice()].concat(), None, 1);
         assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
         assert_eq!(error["title"], "bad-request", "{error}");
+    }
+}
+
+/// And what is right is told, to people and to programs.
+#[test]
+fn labelled_data_are_scored_or_refused() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (file, odd, missing) = (scratch.path().join("data.csv"), scratch.path().join("odd.csv"), scratch.path().join("missing.csv"));
+    let line = |subject: u32, rep: u32| format!("s{subject},1,{rep},{}.{},{}\n", subject, rep * 7 % 10, 3 + (rep * 3 + subject) % 4);
+    let lines = (0..5).flat_map(|subject| (1..=12).map(move |rep| line(subject, rep)));
+    let data = "subject,session,rep,hold,gap\n".to_owned() + &lines.collect::<String>();
+    std::fs::write(&file, &data).unwrap();
+    std::fs::write(&odd, data.replace("s3,1,4", "s3,1,four,")).unwrap();
+    let score = ["lab", "score", text(&file), "--enrol", "3", "--genuine-from", "8"];
+    let output = persona(&[&score[..], &["--json"]].concat(), None);
+    let report: Value = serde_json::from_slice(&output.stdout).expect("one object");
+    assert_eq!((&report["subjects"], &report["features"], &report["population"]), (&json!(5), &json!(2), &json!("leave-one-out")));
+    assert!(report["eer_mean"].as_f64().is_some_and(|rate| rate < 0.2), "{report}");
+    assert_eq!(report["per_subject"][0]["impostor"], 20);
+    let told = String::from_utf8(persona(&score, None).stdout).unwrap();
+    assert!(told.contains("equal error rate") && told.contains("5 subjects, 2 features"), "{told}");
+    for (words, title) in [
+        (["lab", "score", text(&file)].as_slice(), "bad-request"),
+        (&["lab", "score", text(&odd)], "bad-data"),
+        (&["lab", "score", text(&missing)], "no-such-file"),
+        (&["lab", "score", text(scratch.path())], "bad-path"),
+    ] {
+        let error = failure(words, None, 1);
+        assert_eq!(error["title"], title, "{error}");
     }
 }
 
@@ -284,7 +320,7 @@ fn up_fails(dir: &Path, scratch: &Path, taken: &TcpListener) {
     let missing = scratch.join("missing");
     let latin = scratch.join("latin");
     std::fs::write(&latin, b"caf\xe9\n").unwrap();
-    let cases: [(&[&str], Option<&str>, &str); 14] = [
+    let cases: [(&[&str], Option<&str>, &str); 15] = [
         (&["--listen", &listen], Some(PASSPHRASE), "cannot-listen"),
         (&["--api", &api], Some(PASSPHRASE), "cannot-listen"),
         (&["--api", "everywhere"], Some(PASSPHRASE), "bad-address"),
@@ -294,6 +330,7 @@ fn up_fails(dir: &Path, scratch: &Path, taken: &TcpListener) {
         (&["--join", "persona:abc"], Some(PASSPHRASE), "bad-ticket"),
         (&["--join", "/ip4/127.0.0.1/tcp/1"], Some(PASSPHRASE), "bad-ticket"),
         (&["--mesh", "My Mesh"], Some(PASSPHRASE), "bad-request"),
+        (&["--renew-for", "core=7d", "--renew-for", "core=1d"], Some(PASSPHRASE), "bad-request"),
         (&[], Some("another passphrase"), "wrong-passphrase"),
         (&[], None, "no-passphrase"),
         (&["--passphrase-file", text(&missing)], None, "no-such-file"),
