@@ -9,7 +9,7 @@ pub fn write(text: Arguments<'_>) {
     }
 }
 
-/// A line on stdout; see [`write`].
+/// A line on stdout; see [`write()`].
 #[macro_export]
 macro_rules! line {
     ($($text:tt)*) => { $crate::out::write(format_args!("{}\n", format_args!($($text)*))) };

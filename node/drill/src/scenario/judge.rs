@@ -5,8 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::Promise;
 use super::history::{Event, Get, Micros, Put, Reader, Seen};
+use super::{Promise, Span};
 
 /// A verdict.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,6 +23,22 @@ pub struct Judged {
     pub lost: u64,
     /// What must not have been, each in a sentence.
     pub violations: Vec<String>,
+}
+
+/// Shards that were given back, and sections that were whole again, later than is promised: each kind in a sentence. Sections are listed by class.
+pub fn late(promise: &Promise, refilled: &[Micros], repaired: &BTreeMap<String, Vec<Micros>>) -> Vec<String> {
+    let late = |limit: Option<Span>, times: &[Micros]| {
+        limit.map_or(0, |Span(limit)| times.iter().filter(|time| Duration::from_micros(**time) > limit).count())
+    };
+    let refills = match late(promise.refill, refilled) {
+        0 => None,
+        times => Some(format!("{times} shards were given back later than is promised after they were read")),
+    };
+    let repairs = repaired.iter().filter_map(|(class, times)| match late(promise.repair.of(class), times) {
+        0 => None,
+        times => Some(format!("{times} times a section of class {class} that had lost a holder was whole later than is promised")),
+    });
+    refills.into_iter().chain(repairs).collect()
 }
 
 /// Judges a history. Whether anything is lost is judged only of documents that were read after everything had healed.
@@ -341,6 +357,23 @@ mod tests {
         violates(&puts, "its home could not write it for 7.1 s: no answer");
         let with_one_success: Vec<Event> = (1..9).map(|at| put(at, at * S, at == 4)).collect();
         assert!(verdict(&with_one_success).violations.is_empty());
+    }
+
+    #[test]
+    fn repairs_and_refills_are_late_by_what_was_promised_of_them() {
+        let seconds = |seconds: u64| Some(Span::of_millis(seconds * 1000));
+        let repair = super::super::Repair { core: seconds(60), relationship: seconds(110), document: None };
+        let promise = Promise { refill: seconds(20), repair, ..Promise::default() };
+        let repaired =
+            |class: &str, times: &[u64]| BTreeMap::from([(class.to_owned(), times.iter().map(|time| time * S).collect::<Vec<_>>())]);
+        assert!(late(&promise, &[19 * S, 20 * S], &repaired("core", &[59, 60])).is_empty());
+        assert_eq!(late(&promise, &[21 * S], &BTreeMap::new()), ["1 shards were given back later than is promised after they were read"]);
+        let core = late(&promise, &[], &repaired("core", &[61, 3, 100]));
+        assert_eq!(core, ["2 times a section of class core that had lost a holder was whole later than is promised"]);
+        assert!(late(&promise, &[], &repaired("relationship", &[100])).is_empty(), "that class has longer");
+        assert_eq!(late(&promise, &[], &repaired("relationship", &[111])).len(), 1);
+        assert!(late(&promise, &[], &repaired("document", &[1000])).is_empty(), "nothing was promised");
+        assert!(late(&Promise::default(), &[S * 1000], &repaired("core", &[1000])).is_empty());
     }
 
     #[test]

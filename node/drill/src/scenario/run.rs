@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::field::{AgentState, Document, Field, NodeState, Phase, Section};
 use super::history::Micros;
-use super::judge::{clock, judge};
+use super::judge::{clock, judge, late};
 use super::nemesis::{Drawn, MENDING, Nemesis, Standing};
 use super::{Disk, Fault, Scenario, Span, Ways, Whom, load, watch};
 use crate::agents::{Agent, import};
@@ -736,21 +736,7 @@ impl<'p> Run<'p> {
             (report.connections, report.lies_seen) = (connections, state.lies_seen);
             report.violations = judged.violations;
             report.violations.append(&mut state.violations);
-            let late = |limit: Option<Span>, times: &[Micros]| {
-                limit.map_or(0, |Span(limit)| times.iter().filter(|time| Duration::from_micros(**time) > limit).count())
-            };
-            let refills = late(promise.refill, &state.refilled);
-            if refills > 0 {
-                report.violations.push(format!("{refills} shards were given back later than is promised after they were read"));
-            }
-            for (class, times) in &state.repaired {
-                let repairs = late(promise.repair.of(class), times);
-                if repairs > 0 {
-                    report.violations.push(format!(
-                        "{repairs} times a section of class {class} that had lost a holder was whole later than is promised"
-                    ));
-                }
-            }
+            report.violations.extend(late(&promise, &state.refilled, &state.repaired));
             let wounded = state.wounds.iter().map(|wound| &state.sections[wound.section]);
             let of: Vec<&str> =
                 wounded.filter(|section| promise.repair.of(&section.class).is_some()).map(|section| section.label.as_str()).collect();
