@@ -83,6 +83,20 @@ impl Index {
         Ok(())
     }
 
+    /// Lists `name` as about to be put. What was known of it before is kept: its last version, and the longest that versions may live.
+    pub fn list(&mut self, name: &str, class: Class, level: u8, ttl_ms: u64, renew_ms: u64) -> Result<(), IndexError> {
+        let known = self.entries.get(name);
+        let entry = IndexEntry {
+            class,
+            ttl_ms: known.map_or(0, |known| known.ttl_ms).max(ttl_ms),
+            renew_ms: known.map_or(0, |known| known.renew_ms).max(renew_ms),
+            level,
+            version: known.and_then(|known| known.version),
+            removed: false,
+        };
+        self.set(name, entry)
+    }
+
     /// What is known of `name`.
     pub fn get(&self, name: &str) -> Option<&IndexEntry> {
         self.entries.get(name)
@@ -95,13 +109,13 @@ impl Index {
         true
     }
 
-    /// Notes that versions of `name` may live as long as these from now on: a bound that is never lowered, because earlier versions may still be
-    /// about. Whether that is more than was listed; false, too, if the name is not listed.
-    pub fn may_live(&mut self, name: &str, ttl_ms: u64, renew_ms: u64) -> bool {
+    /// Notes of which class the next version of `name` is and how long it may live: bounds that are never lowered, because earlier versions may
+    /// still be about. Whether that is more than was listed; false, too, if the name is not listed.
+    pub fn may_live(&mut self, name: &str, class: Class, ttl_ms: u64, renew_ms: u64) -> bool {
         let Some(entry) = self.entries.get_mut(name) else { return false };
-        let before = (entry.ttl_ms, entry.renew_ms);
-        (entry.ttl_ms, entry.renew_ms) = (entry.ttl_ms.max(ttl_ms), entry.renew_ms.max(renew_ms));
-        before != (entry.ttl_ms, entry.renew_ms)
+        let before = (entry.class, entry.ttl_ms, entry.renew_ms);
+        (entry.class, entry.ttl_ms, entry.renew_ms) = (class, entry.ttl_ms.max(ttl_ms), entry.renew_ms.max(renew_ms));
+        before != (entry.class, entry.ttl_ms, entry.renew_ms)
     }
 
     /// Every section, by name.
@@ -142,6 +156,23 @@ mod tests {
     use persona_fragments::DeviceId;
 
     use super::*;
+
+    #[test]
+    fn what_was_listed_once_is_never_listed_as_less() {
+        let mut index = Index::new();
+        index.set("doc/a", IndexEntry { removed: true, ..entry(Some(3)) }).expect("fits");
+        index.list("doc/a", Class::Document, 3, 60_000, 0).expect("fits");
+        let listed = index.get("doc/a").expect("listed").clone();
+        assert_eq!(
+            (listed.ttl_ms, listed.renew_ms, listed.version, listed.removed),
+            (3_600_000, 86_400_000, entry(Some(3)).version, false)
+        );
+        assert!(!index.may_live("doc/a", Class::Document, 60_000, 0));
+        assert!(index.may_live("doc/a", Class::Document, 7_200_000, 0), "a longer life");
+        assert!(index.may_live("doc/a", Class::Core, 0, 0), "another class");
+        assert_eq!(index.get("doc/a").map(IndexEntry::life_ms), Some(86_400_000));
+        assert!(!index.may_live("doc/b", Class::Core, 1, 1), "it is not listed");
+    }
 
     fn entry(seq: Option<u64>) -> IndexEntry {
         let version = seq.map(|seq| Version { term: 1, device: DeviceId([1; 32]), seq });

@@ -29,8 +29,17 @@ const FREEDOM_POPULATION: f64 = 5.0;
 /// Deviations are counted up to so many of their scale, where no population is known.
 const CLIP_ALONE: f64 = 3.0;
 
+/// The scale at the beginning counts as so many observations beside those that are learnt.
+const SCALE_WEIGHT: f64 = 20.0;
+
 /// A feature that hardly varies in what was learnt is not believed to vary less than so much of the median feature.
 const SCALE_MIN: f64 = 0.1;
+
+/// The largest value of a feature, either way: squares of it, and sums of them, are still numbers.
+pub const VALUE_MAX: f64 = 1e100;
+
+/// A feature that varies less than so much of its size is taken for rounding.
+const VARIATION_MIN: f64 = 1e-12;
 
 /// What an observation of a subject that was not seen before looks like, and how one subject's differ among themselves.
 #[derive(Clone, Debug)]
@@ -56,19 +65,22 @@ pub enum NaturalError {
         /// Of this one.
         found: usize,
     },
-    /// A number that is not finite.
-    #[error("feature {0} is not a finite number")]
+    /// A number that is not finite, or beyond [`VALUE_MAX`].
+    #[error("feature {0} is not a number between -{VALUE_MAX:e} and {VALUE_MAX:e}")]
     NotFinite(usize),
-    /// A feature that is the same in every observation tells nobody from anybody.
-    #[error("feature {0} never changes; leave it out")]
+    /// A feature that does not vary within any subject: how much it varies by chance cannot be told.
+    #[error("feature {0} does not vary within any subject that is learnt from; leave it out")]
     Constant(usize),
+    /// Numbers of so different sizes that rounding leaves nothing of them.
+    #[error("the features are of so different sizes that nothing can be computed with them; scale them")]
+    Scale,
 }
 
 fn check(observation: &[f64], expected: usize) -> Result<(), NaturalError> {
     if observation.len() != expected {
         return Err(NaturalError::Features { expected, found: observation.len() });
     }
-    observation.iter().position(|value| !value.is_finite()).map_or(Ok(()), |at| Err(NaturalError::NotFinite(at)))
+    observation.iter().position(|value| !(value.abs() <= VALUE_MAX)).map_or(Ok(()), |at| Err(NaturalError::NotFinite(at)))
 }
 
 impl Population {
@@ -90,7 +102,8 @@ impl Population {
         }
         let observations = residuals.len();
         let sd: Vec<f64> = (0..features).map(|at| mean_square(&residuals, at).sqrt()).collect();
-        if let Some(at) = sd.iter().position(|sd| *sd <= f64::EPSILON * mean.len() as f64) {
+        let size = |at: usize| subjects.iter().copied().flatten().map(|one| one[at].abs()).fold(0.0, f64::max);
+        if let Some(at) = (0..features).find(|at| !(sd[*at] > VARIATION_MIN * size(*at))) {
             return Err(NaturalError::Constant(at));
         }
         for residual in &mut residuals {
@@ -99,15 +112,15 @@ impl Population {
         let within = Matrix::scatter(&residuals, (observations - subjects.len()) as f64).shrunken(SHRINKAGE);
         let spread: Vec<Vec<f64>> = means.iter().map(|one| difference(one, &mean)).collect();
         let spread = Matrix::scatter(&spread, (subjects.len() - 1) as f64);
-        // The subjects' means vary by chance, too. What is left of one feature's variance is never nothing, or no subject could differ in it.
-        let by_chance = subjects.len() as f64 / observations as f64;
+        // The subjects' means vary by chance, too, each by what one of its observations does divided by their number. What is left of one feature's variance is never nothing, or no subject could differ in it.
+        let by_chance = subjects.iter().map(|subject| 1.0 / subject.len() as f64).sum::<f64>() / subjects.len() as f64;
         let mut between = spread.less(&within, by_chance).shrunken(SHRINKAGE);
         for at in 0..features {
             between.raise_diagonal(at, SHRINKAGE * spread.at(at, at).max(within.at(at, at) * by_chance));
         }
         let between = between.made_definite();
         let total = within.plus(&between);
-        let total = Cholesky::of(&total).ok_or(NaturalError::Constant(0))?;
+        let total = Cholesky::of(&total).ok_or(NaturalError::Scale)?;
         Ok(Self { mean, within, between, total })
     }
 
@@ -200,10 +213,8 @@ impl Baseline {
                 log_density(spread, expected, FREEDOM) - log_density(&population.total, &population.mean, FREEDOM_POPULATION)
             }
             Against::Nobody { squares, scale } => {
-                // The scale at the beginning counts as much as the enrolment that it is of.
-                let weight = 20.0;
                 let deviation = |at: usize| {
-                    let variance = (weight * scale[at].powi(2) + squares[at]) / (weight + self.count - 1.0);
+                    let variance = (SCALE_WEIGHT * scale[at].powi(2) + squares[at]) / (SCALE_WEIGHT + self.count - 1.0);
                     ((observation[at] - self.mean[at]).abs() / (variance * (1.0 + 1.0 / self.count)).sqrt()).min(CLIP_ALONE)
                 };
                 -(0..self.mean.len()).map(deviation).sum::<f64>() / features
@@ -249,9 +260,11 @@ fn scale_of(first: &[Vec<f64>], features: usize) -> Result<Vec<f64>, NaturalErro
         (usual * 1.4826).max(mean_square(&residuals, at).sqrt() / 2.0)
     };
     let scales: Vec<f64> = (0..features).map(scale).collect();
+    let size = |at: usize| first.iter().map(|one| one[at].abs()).fold(0.0, f64::max);
+    let varies = |at: usize| scales[at] > VARIATION_MIN * size(at);
     let least = SCALE_MIN * median(scales.clone());
-    if least <= 0.0 {
-        return Err(NaturalError::Constant(scales.iter().position(|scale| *scale <= 0.0).unwrap_or(0)));
+    if let Some(at) = (0..features).find(|at| !varies(*at)).filter(|at| !(least > VARIATION_MIN * size(*at))) {
+        return Err(NaturalError::Constant(at));
     }
     Ok(scales.into_iter().map(|scale| scale.max(least)).collect())
 }

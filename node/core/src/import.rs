@@ -327,7 +327,8 @@ impl Node {
         let stale = agent.take_local(&owner.root.local_key(), &id, &rows, &*self.keys.verifier)?;
         agent.missing.retain(|name, _| !stale.contains(name));
         owner.agent = Some(Box::new(agent));
-        let listed = owner.sections.get("index").is_some_and(|index| index.head.is_some());
+        // What it says counts once it is committed.
+        let listed = owner.sections.get("index").is_some_and(|index| index.head.is_some() && index.intent.is_none());
         let mut unlisted = Vec::new();
         for (name, owned) in &mut owner.sections {
             if name != "behavior" {

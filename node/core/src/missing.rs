@@ -145,6 +145,7 @@ impl Node {
         let (epoch, fields) = seal::open(&owned.stored, &owner.recovery, &context).map_err(|error| unreadable(error.to_string()))?;
         agent.take_section(name, &fields, &*self.keys.verifier).map_err(unreadable)?;
         owned.epoch = Some(epoch);
+        owned.lease_as(name, self.config.classes.of(owned.class));
         let version = got.value.head.manifest.version;
         if (version.term, version.device) == (owner.term, self.me.device()) {
             // Put from here, and this disk has forgotten it: the versions go on all the same.

@@ -146,6 +146,8 @@ pub(crate) struct Owned {
     pub(crate) forgotten_until_ms: u64,
     /// All its holder sets had expired, and an index that lists it has been put since: the put that follows may begin it anew.
     pub(crate) listed_again: bool,
+    /// The last put failed, and nobody was blamed for it, because this machine slept meanwhile.
+    pub(crate) slept: bool,
     /// The index that lists this section may be unknown, until then, to whoever takes over: he would write what readers of this one's holders
     /// never hear of. 0 as soon as a later index has reached all that must know it.
     pub(crate) listing_unsure_until_ms: u64,
@@ -206,6 +208,7 @@ impl Owned {
             forgotten_until_ms: 0,
             listing_unsure_until_ms: 0,
             listed_again: false,
+            slept: false,
         }
     }
 

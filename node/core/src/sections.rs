@@ -152,7 +152,7 @@ impl Node {
             }
             if let Some(agent) = owner.agent.as_ref() {
                 owned.forgotten_until_ms = owned.forgotten_until_ms.max(agent.may_live_unread_until_ms(name));
-                listed = name == "index" || agent.index.get(name).is_some_and(|entry| entry.version.is_some());
+                listed = name == "index" || agent.index.get(name).is_some_and(|entry| entry.version.is_some() && !entry.removed);
                 owned.unlisted = !listed;
             }
             owner.sections.insert(name.to_owned(), owned);
@@ -174,15 +174,7 @@ impl Node {
     pub(crate) fn list_in_index(&mut self, id: &OwnerKey, name: &str) {
         let Some(owner) = self.owners.get_mut(id) else { return };
         let (Some(owned), Some(agent)) = (owner.sections.get(name), owner.agent.as_mut()) else { return };
-        let entry = persona_agent::IndexEntry {
-            class: owned.class,
-            ttl_ms: owned.ttl_ms,
-            renew_ms: owned.renew_ms,
-            level: owned.level,
-            version: None,
-            removed: false,
-        };
-        if let Err(error) = agent.index.set(name, entry) {
+        if let Err(error) = agent.index.list(name, owned.class, owned.level, owned.ttl_ms, owned.renew_ms) {
             let waiting = owner.sections.remove(name).map_or_else(Vec::new, |owned| owned.waiting_next);
             self.alarm(
                 "index-full",
@@ -302,7 +294,7 @@ impl Node {
         }
         let again = owned.class != Class::Active && !owned.listed_again && owned.has_run_out(wall_ms);
         owned.listed_again |= again;
-        if !agent.index.may_live(name, owned.ttl_ms, owned.renew_ms) && !again {
+        if !agent.index.may_live(name, owned.class, owned.ttl_ms, owned.renew_ms) && !again {
             return false;
         }
         owned.unlisted = true;
@@ -372,6 +364,14 @@ impl Node {
         let (id, name) = (put.owner, put.name.clone());
         if self.grows_no_further(&id, &name, peers) || self.replaces_nobody(&id, &name, peers) {
             self.ops.remove(&op);
+            return;
+        }
+        if self.lists_first(&id, &name) {
+            // Longer life was asked for while the lookup was on its way.
+            self.ops.remove(&op);
+            if let Some(owned) = self.owned(&id, &name) {
+                (owned.op, owned.due_us) = (None, Some(owned.due_us.unwrap_or(0)));
+            }
             return;
         }
         match self.prepare_put(&id, &name, peers) {
@@ -650,8 +650,12 @@ impl Node {
         let Some(Op::Put(put)) = self.ops.get(&op) else { return };
         let (id, name) = (put.owner, put.name.clone());
         let what = self.label(&id, &name);
-        // Whoever did not answer while this machine slept may have answered all the same.
-        let slept = put.started_us < self.woke_us;
+        // Whoever did not answer while this machine slept may have answered all the same. One that is late for every put is no excuse.
+        let mut slept = put.started_us < self.woke_us;
+        if let Some(owned) = self.owned(&id, &name) {
+            slept &= !std::mem::replace(&mut owned.slept, slept);
+        }
+        let Some(Op::Put(put)) = self.ops.get(&op) else { return };
         let fresh = match &put.stage {
             PutStage::Running(running) => running.manifest().issued_at_ms + FRESH_MS > self.now.wall_ms,
             PutStage::Lookup | PutStage::Intent(_) => false,
@@ -683,13 +687,14 @@ impl Node {
                         // a new version. If this one was that already, what they remember or their clocks are in doubt.
                         owned.give_up_intent();
                     }
-                    owned.do_without(unwilling.into_iter().chain(recovering.into_iter().filter(|_| fresh)), now_us);
+                    let unwilling = unwilling.into_iter().filter(|_| !slept);
+                    owned.do_without(unwilling.chain(recovering.into_iter().filter(|_| fresh)), now_us);
                 }
                 CallError::NotEnoughHolders { what, have: have.into(), need: need.into() }
             }
             PutError::Timeout { acks, need, unwilling } => {
                 // To ask them again for the same may be in vain until all that is undecided there has expired.
-                if let Some(owned) = self.owned(&id, &name).filter(|_| !slept) {
+                if let Some(owned) = self.owned(&id, &name) {
                     owned.do_without(unwilling, now_us);
                 }
                 CallError::NotEnoughHolders { what, have: acks.into(), need: need.into() }
@@ -751,6 +756,7 @@ impl Node {
         };
         owned.op = None;
         owned.listed_again = false;
+        owned.slept &= result.is_err();
         if result.is_err() {
             owned.candidates = None;
         }
@@ -913,6 +919,10 @@ impl Node {
         owner.sections.remove(name);
         let Some(agent) = owner.agent.as_mut() else { return };
         let Some(entry) = agent.index.get(name).cloned() else { return };
+        // Of a section that could not be read here another host's versions may be about.
+        if entry.version.is_some() {
+            return;
+        }
         // It was listed before its first put, as every section is. A removed name stays listed as removed.
         if agent.index.set(name, persona_agent::IndexEntry { removed: true, ..entry }).is_ok() {
             self.put_index(id, None);
