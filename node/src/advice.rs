@@ -97,9 +97,10 @@ const SCORE_HINT: &str = "`persona lab score --help` says what the file looks li
 
 fn of_score(error: &persona_lab::ScoreError) -> Known {
     match error {
-        persona_lab::ScoreError::Options(_) => {
-            said("bad-request", "choose other --enrol and --genuine-from; `persona lab score --help` says what they are")
-        }
+        persona_lab::ScoreError::Options(_) => said(
+            "bad-request",
+            "more subjects or repetitions, or other --enrol and --genuine-from: `persona lab score --help` says what they are",
+        ),
         persona_lab::ScoreError::Natural { .. } => said("bad-data", SCORE_HINT),
     }
 }

@@ -1,6 +1,7 @@
 //! `persona lab`: measurements of behaviour on the user's own data. What is measured, and how, is `persona-lab`'s.
 
 use std::{
+    io::Read as _,
     path::Path,
     time::{Duration, Instant},
 };
@@ -15,11 +16,11 @@ const QUIET: Duration = Duration::from_secs(1);
 /// Reads a file and scores it.
 pub(crate) fn score(file: &Path, options: ScoreOptions) -> anyhow::Result<ScoreReport> {
     let place = || format!("cannot read {}", file.display());
-    let bytes = std::fs::metadata(file).with_context(place)?.len();
-    if bytes > DATA_BYTES_MAX as u64 {
-        return Err(anyhow::Error::from(persona_lab::DataError::TooLarge(bytes as usize)).context(file.display().to_string()));
-    }
-    let data = Data::read(&std::fs::read(file).with_context(place)?).with_context(|| file.display().to_string())?;
+    let mut bytes = Vec::new();
+    // What has no end is as much too large as a file that is.
+    let source = std::fs::File::open(file).with_context(place)?;
+    source.take(DATA_BYTES_MAX as u64 + 1).read_to_end(&mut bytes).with_context(place)?;
+    let data = Data::read(&bytes).with_context(|| file.display().to_string())?;
     let (began, mut bar) = (Instant::now(), None);
     let report = persona_lab::score(&data, options, |done, of| {
         if began.elapsed() > QUIET {
@@ -34,6 +35,14 @@ pub(crate) fn score(file: &Path, options: ScoreOptions) -> anyhow::Result<ScoreR
         bar.finish_and_clear();
     }
     report.with_context(|| file.display().to_string())
+}
+
+/// So many names are told.
+const NAMES_TOLD: usize = 10;
+
+/// A name out of a file, for a terminal.
+fn printable(name: &str) -> String {
+    name.chars().take(40).flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
 }
 
 /// A report for people.
@@ -53,11 +62,16 @@ pub(crate) fn told(report: &ScoreReport) -> String {
         },
     ];
     if !report.left_out.is_empty() {
-        lines.push(format!("not measured, with too few repetitions: {}", report.left_out.join(", ")));
+        let first: Vec<String> = report.left_out.iter().take(NAMES_TOLD).map(|name| printable(name)).collect();
+        let more = if report.left_out.len() > NAMES_TOLD { ", ..." } else { "" };
+        lines.push(format!("not measured, with too few repetitions: {} ({}{more})", report.left_out.len(), first.join(", ")));
+    }
+    if report.per_subject.iter().any(|one| one.genuine < 100) {
+        lines.push("(with fewer than 100 genuine scores of a subject, 1 % of them is none)".to_owned());
     }
     let mut worst: Vec<_> = report.per_subject.iter().collect();
     worst.sort_by(|a, b| b.eer.total_cmp(&a.eer));
-    let worst: Vec<String> = worst.iter().take(5).map(|one| format!("{} {:.3}", one.subject, one.eer)).collect();
+    let worst: Vec<String> = worst.iter().take(5).map(|one| format!("{} {:.3}", printable(&one.subject), one.eer)).collect();
     lines.push(format!("hardest to tell         {}", worst.join(", ")));
     lines.join("\n")
 }

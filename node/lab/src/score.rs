@@ -5,7 +5,9 @@
 //! Impostors are the first five repetitions of every other subject, scored in turns while the subject goes on. Nothing is learnt from them, and the
 //! population that a subject is compared with is made of the others' repetitions after those five.
 
-use persona_agent::natural::{Baseline, NaturalError, Population};
+use std::collections::BTreeMap;
+
+use persona_agent::natural::{Baseline, NaturalError, Population, VALUE_MAX};
 use serde::Serialize;
 
 use crate::rates::{detection_at, equal_error_rate, mean_and_sd};
@@ -18,6 +20,9 @@ pub const MESSAGES_AVERAGED: usize = 5;
 
 /// Bytes of a file, at most.
 pub const DATA_BYTES_MAX: usize = 256 << 20;
+
+/// Subjects, at most: each is scored against all others.
+pub const SUBJECTS_MAX: usize = 10_000;
 
 /// Features, at most: what is learnt of them grows with their cube.
 pub const FEATURES_MAX: usize = 256;
@@ -38,14 +43,17 @@ pub enum DataError {
     TooLarge(usize),
     /// The first line is not a header as it should be.
     #[error(
-        "the first line names the columns: subject,session,rep, and then at least one feature and at most {FEATURES_MAX}; this one has {0} columns"
+        "the first line names the columns: subject, session, rep, and then at least one feature and at most {FEATURES_MAX}; this one says {0:?}"
     )]
-    Header(usize),
+    Header(String),
+    /// More than [`SUBJECTS_MAX`].
+    #[error("the file has more than {SUBJECTS_MAX} subjects; each is scored against all others: take fewer")]
+    Subjects,
     /// A line that is not CSV, or has more or fewer fields than the header.
-    #[error("{0}")]
+    #[error(transparent)]
     Line(#[from] csv::Error),
-    /// A field that is not a number.
-    #[error("line {line}, column {column}: {text:?} is not a finite number")]
+    /// A field that is not a number, or a larger one than [`VALUE_MAX`].
+    #[error("line {line}, column {column}: {text:?} is not a number between -{VALUE_MAX:e} and {VALUE_MAX:e}")]
     Number {
         /// Which line, from 1.
         line: u64,
@@ -65,30 +73,47 @@ impl Data {
         }
         let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(bytes);
         let columns: Vec<String> = reader.headers()?.iter().map(str::to_owned).collect();
-        if !(4..=3 + FEATURES_MAX).contains(&columns.len()) || columns[..3].iter().any(|name| name.parse::<f64>().is_ok()) {
-            return Err(DataError::Header(columns.len()));
+        let named = |at: usize, name: &str| columns.get(at).is_some_and(|column| column.eq_ignore_ascii_case(name));
+        if !(4..=3 + FEATURES_MAX).contains(&columns.len()) || !named(0, "subject") || !named(2, "rep") {
+            let said = columns.join(",");
+            return Err(DataError::Header(said.chars().take(80).collect()));
         }
         let features = columns[3..].to_vec();
         let mut subjects: Vec<(String, Vec<Vec<f64>>)> = Vec::new();
+        let mut places = BTreeMap::new();
         let mut positive = vec![true; features.len()];
         for record in reader.records() {
             let record = record?;
             let line = record.position().map_or(0, csv::Position::line);
             let mut observation = Vec::with_capacity(features.len());
             for (at, text) in record.iter().skip(3).enumerate() {
-                let number = text.parse::<f64>().ok().filter(|number| number.is_finite());
+                let number = text.parse::<f64>().ok().filter(|number| number.abs() <= VALUE_MAX);
                 let number = number.ok_or_else(|| DataError::Number { line, column: features[at].clone(), text: text.to_owned() })?;
                 positive[at] &= number > 0.0;
                 observation.push(number);
             }
-            let name = &record[0];
-            match subjects.iter_mut().find(|(known, _)| known == name) {
-                Some((_, observations)) => observations.push(observation),
-                None => subjects.push((name.to_owned(), vec![observation])),
+            let count = subjects.len();
+            let place = *places.entry(record[0].to_owned()).or_insert(count);
+            if place == count {
+                if count == SUBJECTS_MAX {
+                    return Err(DataError::Subjects);
+                }
+                subjects.push((record[0].to_owned(), Vec::new()));
+            }
+            subjects[place].1.push(observation);
+        }
+        let mut largest = vec![0.0_f64; features.len()];
+        for observation in subjects.iter_mut().flat_map(|(_, observations)| observations) {
+            for (at, value) in observation.iter_mut().enumerate() {
+                *value = if positive[at] { value.ln() } else { *value };
+                largest[at] = largest[at].max(value.abs());
             }
         }
+        // Units do not matter, and sizes that differ by many powers of ten would not compute.
         for observation in subjects.iter_mut().flat_map(|(_, observations)| observations) {
-            observation.iter_mut().zip(&positive).filter(|(_, positive)| **positive).for_each(|(value, _)| *value = value.ln());
+            let scaled =
+                observation.iter_mut().zip(&largest).zip(&positive).filter(|((_, largest), logarithm)| **largest > 0.0 && !**logarithm);
+            scaled.for_each(|((value, largest), _)| *value /= largest);
         }
         Ok(Self { features, subjects, logarithmic: positive.into_iter().filter(|positive| *positive).count() })
     }
@@ -193,7 +218,7 @@ pub fn score(data: &Data, options: ScoreOptions, mut progress: impl FnMut(usize,
     let natural = |error: NaturalError| {
         let at = match &error {
             NaturalError::NotFinite(at) | NaturalError::Constant(at) => data.features.get(*at).cloned(),
-            NaturalError::FewSubjects(_) | NaturalError::Features { .. } => None,
+            NaturalError::FewSubjects(_) | NaturalError::Features { .. } | NaturalError::Scale => None,
         };
         ScoreError::Natural { error, feature: at }
     };
@@ -232,22 +257,20 @@ fn of_one(data: &Data, at: usize, options: ScoreOptions) -> Result<SubjectScore,
         None
     };
     let mut baseline = Baseline::enrol(&own[..options.enrol], population.as_ref())?;
-    // Whose try it is, and the try.
-    let tries: Vec<(usize, &Vec<f64>)> = others()
-        .enumerate()
-        .flat_map(|(other, observations)| observations.iter().take(IMPOSTOR_TRIES).map(move |one| (other, one)))
-        .collect();
+    // Whose try it is, and the try: all first ones, then all second ones.
+    let turn = |turn: usize| others().enumerate().filter_map(move |(other, observations)| Some((other, observations.get(turn)?)));
+    let tries: Vec<(usize, &Vec<f64>)> = (0..IMPOSTOR_TRIES).flat_map(turn).collect();
     let first = options.genuine_from - 1;
     let (mut genuine, mut impostor) = (Vec::new(), Vec::new());
     let mut taken = vec![Vec::new(); data.subjects.len()];
     for (repetition, observation) in own.iter().enumerate().skip(options.enrol) {
         if repetition >= first {
             genuine.push(baseline.score(observation)?);
-            // Everybody's tries are spread over the whole time: all first ones, then all second ones.
+            // They are spread over the whole time.
             let slots = own.len() - first;
             let slot = repetition - first;
             for turn in (slot * tries.len()).div_ceil(slots)..((slot + 1) * tries.len()).div_ceil(slots) {
-                let (other, attempt) = tries[in_turns(turn, tries.len())];
+                let (other, attempt) = tries[turn];
                 let score = baseline.score(attempt)?;
                 impostor.push(score);
                 taken[other].push(score);
@@ -268,11 +291,4 @@ fn of_one(data: &Data, at: usize, options: ScoreOptions) -> Result<SubjectScore,
         detection_at_1_percent: detection_at(0.01, &genuine, &impostor).unwrap_or(f64::NAN),
         eer_of_five: equal_error_rate(&five, &theirs),
     })
-}
-
-/// The `turn`-th of `count` tries that are listed by subject, so that the subjects take turns.
-fn in_turns(turn: usize, count: usize) -> usize {
-    let subjects = count.div_ceil(IMPOSTOR_TRIES);
-    let place = (turn % subjects) * IMPOSTOR_TRIES + turn / subjects;
-    if count.is_multiple_of(IMPOSTOR_TRIES) { place } else { turn }
 }

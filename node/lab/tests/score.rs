@@ -161,9 +161,14 @@ fn nothing_is_learnt_from_impostors_and_no_try_of_theirs_is_in_the_population() 
 fn bad_files_and_contradictory_options_are_named() {
     let read = |text: &str| Data::read(text.as_bytes()).map(|_| ()).map_err(|error| error.to_string());
     assert!(read("subject,session,rep\n").unwrap_err().contains("at least one feature"));
-    assert!(read("s1,1,1,0.5\n").unwrap_err().contains("first line names the columns"));
+    for header in ["s1,1,1,0.5\n", "user,session,rep,hold\n", "subject,session,hold,gap\n"] {
+        assert!(read(header).unwrap_err().contains("first line names the columns"), "{header}");
+    }
+    assert!(read("Subject,sessionIndex,rep,hold\na,1,1,0.5\n").is_ok());
+    let crowd: String = (0..10_001).map(|at| format!("s{at},1,1,0.5\n")).collect();
+    assert!(read(&format!("subject,session,rep,hold\n{crowd}")).unwrap_err().contains("more than 10000 subjects"));
     assert!(read("subject,session,rep,hold\ns1,1,1,x\n").unwrap_err().contains("line 2, column hold: \"x\""));
-    assert!(read("subject,session,rep,hold\ns1,1,1,NaN\n").unwrap_err().contains("not a finite number"));
+    assert!(read("subject,session,rep,hold\ns1,1,1,NaN\n").unwrap_err().contains("is not a number between"));
     assert!(read("subject,session,rep,hold\ns1,1,1\n").unwrap_err().contains("line"));
     let said = |text: &str, options| score(&Data::read(text.as_bytes()).expect("it reads"), options, |_, _| {}).unwrap_err().to_string();
     let few = "subject,session,rep,hold\na,1,1,0.1\na,1,2,0.2\na,1,3,0.3\nb,1,1,0.2\n";
@@ -173,6 +178,44 @@ fn bad_files_and_contradictory_options_are_named() {
     assert!(said(few, ScoreOptions { genuine_from: 2, ..small }).contains("within the 2"));
     assert!(said(few, ScoreOptions { enrol: 0, ..small }).contains("at least 1"));
     let constant = "subject,session,rep,hold\na,1,1,1\na,1,2,1\na,1,3,1\nb,1,1,1\n";
-    assert!(said(constant, ScoreOptions { population: false, ..small }).contains("never changes; leave it out (column hold)"));
+    assert!(said(constant, ScoreOptions { population: false, ..small }).contains("leave it out (column hold)"));
     assert!(said("subject,session,rep,hold\n", small).contains("two subjects"));
+}
+
+/// Numbers of any size are scored or refused, and never turned into something else.
+#[test]
+fn sizes_do_not_matter_and_what_is_beyond_them_is_refused() {
+    let subjects = drawn(8);
+    let plain = scored(&subjects, OPTIONS);
+    for scale in [1e-200, 1e-20, 1e30, 1e90] {
+        let scaled: Vec<Vec<Vec<f64>>> =
+            subjects.iter().map(|one| one.iter().map(|x| x.iter().map(|value| value * scale).collect()).collect()).collect();
+        for options in [OPTIONS, ScoreOptions { population: false, ..OPTIONS }] {
+            let (report, plain) = (scored(&scaled, options), scored(&subjects, options));
+            assert!((report.eer_mean - plain.eer_mean).abs() < 1e-3, "{scale:e}: {:.4}, and {:.4}", report.eer_mean, plain.eer_mean);
+        }
+    }
+    // One absurd value of one subject: it is learnt as no more than it is believed.
+    let mut wild = subjects.clone();
+    wild[3][30][2] = -1e99;
+    let report = scored(&wild, OPTIONS);
+    assert!(report.per_subject.iter().all(|one| one.eer.is_finite()));
+    wild[3][30][2] = 1e101;
+    assert!(Data::read(csv(&wild).as_bytes()).is_err());
+    assert!(plain.eer_mean < 0.1);
+}
+
+#[test]
+fn a_feature_that_one_subject_never_varies_may_tell_it_from_all_others() {
+    let mut subjects = drawn(9);
+    let options = ScoreOptions { population: false, ..OPTIONS };
+    let before = scored(&subjects, options);
+    for (at, repetitions) in subjects.iter_mut().enumerate() {
+        repetitions.iter_mut().for_each(|one| one[0] = at as f64 * 10.0);
+    }
+    let text = csv(&subjects);
+    let data = Data::read(text.as_bytes()).expect("it reads");
+    let error = score(&data, OPTIONS, |_, _| {}).unwrap_err().to_string();
+    assert!(error.contains("does not vary within any subject") && error.contains("column f0"), "{error}");
+    assert!(scored(&subjects, options).eer_mean < before.eer_mean);
 }
