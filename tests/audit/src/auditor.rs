@@ -486,12 +486,14 @@ impl Auditor {
         })
     }
 
-    /// Whether that is so of any version of any section of this owner.
-    pub(crate) fn owner_beyond_f(&self, owner: &[u8; 32]) -> bool {
+    /// Whether that is so of any version of any section of this owner that lives at `ideal_ms`.
+    pub(crate) fn owner_beyond_f(&self, owner: &[u8; 32], ideal_ms: u64) -> bool {
         self.sections.iter().any(|(key, section)| {
-            let versions = || section.manifests.iter().filter(|(_, ids)| ids.iter().any(|id| self.book.get(*id).manifest.owner == *owner));
-            let (first, last) = (versions().next(), versions().next_back());
-            first.zip(last).is_some_and(|((low, _), (high, _))| self.beyond_f(key, *low, *high))
+            let lives = |id: &ManifestId| {
+                let known = self.book.get(*id);
+                known.manifest.owner == *owner && known.over_ms() > ideal_ms
+            };
+            section.manifests.iter().any(|(version, ids)| ids.iter().any(lives) && self.beyond_f(key, *version, *version))
         })
     }
 

@@ -395,7 +395,9 @@ impl Auditor {
             if section.certified > Some(put.version) || !lives || !kept || just_now || !(new || renewed) {
                 continue;
             }
-            if self.beyond_f(&known.manifest.key, put.version, put.version) || self.owner_beyond_f(&known.manifest.owner) {
+            if self.beyond_f(&known.manifest.key, put.version, put.version)
+                || self.owner_beyond_f(&known.manifest.owner, self.ideal_ms() as u64)
+            {
                 continue; // it may be fenced by a host that cannot take it over: for want of another section, too
             }
             let places = known.manifest.holders.iter().zip(&known.manifest.shard_hashes);

@@ -13,9 +13,11 @@ use chacha20::ChaCha8Rng;
 use persona_agent::{RootSecret, published_name};
 use persona_audit::history::{GetOutcome, Mode as AuditMode, PutOutcome, What};
 use persona_core::{Answer, Call, CallError};
-use persona_fragments::{Class, OwnerKey, PeerKey, SectionKey, SignedManifest, certificate::HeadWire, manifest::ManifestWire, wire};
+use persona_fragments::{
+    CertifiedHead, Class, OwnerKey, PeerKey, SectionKey, SignedManifest, certificate::HeadWire, manifest::ManifestWire, wire,
+};
 use persona_lies::{Liar, Story};
-use persona_mesh_proto::{Mode, Table, holder::lost_store_mark};
+use persona_mesh_proto::{Mode, Table, clock_allowance_ms, holder::lost_store_mark};
 use serde::Serialize;
 use zeroize::Zeroizing;
 
@@ -410,7 +412,16 @@ impl Run {
                 }
                 let must = !self.agents[number].moved && !stuck && !self.beyond();
                 let call = Call::GetSection { agent: self.agents[number].id, name, mode: Mode::Regular };
-                self.ask(home, call, Asked::Get { agent: number, document, committed: if must { committed } else { 0 }, must });
+                self.ask(
+                    home,
+                    call,
+                    Asked::Get {
+                        agent: number,
+                        document,
+                        committed: if self.agents[number].moved || self.beyond() { 0 } else { committed },
+                        must,
+                    },
+                );
                 let stranger = (home + 1) % self.plan.hosts;
                 self.fetch(stranger, key, Mode::Atomic);
             }
@@ -637,10 +648,14 @@ impl Run {
         }
     }
 
-    /// Whether a put of this owner that is not over, or an earlier version that still takes up room at correct holders, has more holders that lie, or
-    /// that lost their stores not long ago and may not sign for it, than its shape tolerates: a mesh too small for its level may tolerate none, and
-    /// one of them is enough to let nothing commit.
-    fn faulty_keep(&self, host: usize, owner: &OwnerKey) -> bool {
+    /// Whether a put of a section, or of the index or the card that stand before it, that is not over, or an earlier version of these that still takes
+    /// up room at correct holders, has more holders that lie, or that lost their stores not long ago and may not sign for it, than its shape
+    /// tolerates: a mesh too small for its level may tolerate none, and one of them is enough to let nothing commit.
+    fn faulty_keep(&self, host: usize, agent: &Agent, section: &SectionKey) -> bool {
+        let root = RootSecret::from_bytes(agent.root);
+        let key = |name: &str| SectionKey::derive(&agent.id, &published_name(&root, name));
+        let matters = [*section, key("index"), key("card")];
+        let wall_ms = self.world.clock(host).wall_ms;
         let intents = self.world.hosts[host].disk.iter().filter(|((table, _), _)| *table == Table::Intent);
         let correct = self.world.hosts.iter().filter(|host| host.liar.is_none()).flat_map(|host| host.disk.iter());
         let held = correct.filter(|((table, _), _)| *table == Table::Prepared).filter_map(|(_, row)| {
@@ -649,7 +664,10 @@ impl Run {
         });
         let manifests = intents.filter_map(|(_, row)| wire::decode(row).ok()).chain(held);
         let mut manifests = manifests.filter_map(|manifest| SignedManifest::trusted(manifest).ok());
-        manifests.any(|manifest| manifest.owner == *owner && self.has_more_faulty_than_tolerated(&manifest))
+        manifests.any(|manifest| {
+            let lives = manifest.expires_at_ms() + clock_allowance_ms(manifest.class) > wall_ms;
+            lives && matters.contains(&manifest.key) && self.are_too_faulty(&manifest.holders, manifest.shape.f())
+        })
     }
 
     /// Whether the newest version of a section that correct holders know to be certified has more holders that lie, or that lost their stores and have not
@@ -658,21 +676,22 @@ impl Run {
         let correct = self.world.hosts.iter().filter(|host| host.liar.is_none());
         let heads = correct.filter_map(|host| {
             let (head, _, _): (HeadWire, u64, u64) = wire::decode(host.disk.get(&(Table::Head, section.0.to_vec()))?).ok()?; // docs/spec/quorum.md, table Head
-            SignedManifest::trusted(head.manifest).ok()
+            CertifiedHead::trusted(head).ok()
         });
-        heads.max_by_key(|manifest| manifest.version).is_some_and(|manifest| self.has_more_faulty_than_tolerated(&manifest))
+        let newest = heads.max_by_key(|head| (head.manifest.version, head.generation()));
+        newest.is_some_and(|head| self.are_too_faulty(head.holders(), head.manifest.shape.f()))
     }
 
-    fn has_more_faulty_than_tolerated(&self, manifest: &SignedManifest) -> bool {
+    fn are_too_faulty(&self, holders: &[PeerKey], tolerated: u8) -> bool {
         let mark = lost_store_mark(0);
         let lost = |disk: &Disk| disk.contains_key(&(mark.table, mark.key.clone()));
         let faulty = |peer: &&PeerKey| self.world.hosts.iter().any(|host| host.peer == **peer && (host.liar.is_some() || lost(&host.disk)));
-        manifest.holders.iter().filter(faulty).count() > usize::from(manifest.shape.f())
+        holders.iter().filter(faulty).count() > usize::from(tolerated)
     }
 
     /// A get that should have succeeded failed.
-    fn missed(&mut self, section: SectionKey, what: String) {
-        if self.faulty_hold(&section) {
+    fn missed(&mut self, section: SectionKey, error: &CallError, what: String) {
+        if matches!(error, CallError::QuorumUnreachable { .. } | CallError::Unavailable { .. }) && self.faulty_hold(&section) {
             *self.out.marks.entry("get kept up by more faulty holders than f".into()).or_default() += 1;
         } else {
             self.violation("I14", what);
@@ -696,7 +715,9 @@ impl Run {
                 self.world.tell(What::PutEnds { op: call, outcome });
             }
             (Asked::Put { agent, document, must, .. }, Err(error)) => {
-                if must && self.faulty_keep(host, &self.agents[agent].id) {
+                let known = &self.agents[agent];
+                let excused = matches!(error, CallError::NotEnoughHolders { .. });
+                if must && excused && self.faulty_keep(host, known, &known.documents[document].key) {
                     self.agents[agent].documents[document].stuck = true;
                     *self.out.marks.entry("put kept up by more faulty holders than f".into()).or_default() += 1;
                 } else if must {
@@ -733,6 +754,7 @@ impl Run {
                 if owed {
                     self.missed(
                         section,
+                        &error,
                         format!("machine {host}: a stranger cannot read {} in calm weather: {error}", section.to_kad_key()),
                     );
                 }
@@ -751,7 +773,7 @@ impl Run {
                 *self.out.marks.entry(format!("own get {}", error.title())).or_default() += 1;
                 if must {
                     let section = self.agents[agent].documents[document].key;
-                    self.missed(section, format!("agent {agent} cannot read its document {document} in calm weather: {error}"));
+                    self.missed(section, &error, format!("agent {agent} cannot read its document {document} in calm weather: {error}"));
                 }
             }
             (Asked::Create { .. }, Ok(Answer::Agent { agent, name, root, term, .. })) => self.born(host, agent, &name, &root, term),
