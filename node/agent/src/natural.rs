@@ -80,7 +80,7 @@ fn check(observation: &[f64], expected: usize) -> Result<(), NaturalError> {
     if observation.len() != expected {
         return Err(NaturalError::Features { expected, found: observation.len() });
     }
-    observation.iter().position(|value| !(value.abs() <= VALUE_MAX)).map_or(Ok(()), |at| Err(NaturalError::NotFinite(at)))
+    observation.iter().position(|value| value.is_nan() || value.abs() > VALUE_MAX).map_or(Ok(()), |at| Err(NaturalError::NotFinite(at)))
 }
 
 impl Population {
@@ -103,7 +103,7 @@ impl Population {
         let observations = residuals.len();
         let sd: Vec<f64> = (0..features).map(|at| mean_square(&residuals, at).sqrt()).collect();
         let size = |at: usize| subjects.iter().copied().flatten().map(|one| one[at].abs()).fold(0.0, f64::max);
-        if let Some(at) = (0..features).find(|at| !(sd[*at] > VARIATION_MIN * size(*at))) {
+        if let Some(at) = (0..features).find(|at| sd[*at].is_nan() || sd[*at] <= VARIATION_MIN * size(*at)) {
             return Err(NaturalError::Constant(at));
         }
         for residual in &mut residuals {
@@ -263,7 +263,7 @@ fn scale_of(first: &[Vec<f64>], features: usize) -> Result<Vec<f64>, NaturalErro
     let size = |at: usize| first.iter().map(|one| one[at].abs()).fold(0.0, f64::max);
     let varies = |at: usize| scales[at] > VARIATION_MIN * size(at);
     let least = SCALE_MIN * median(scales.clone());
-    if let Some(at) = (0..features).find(|at| !varies(*at)).filter(|at| !(least > VARIATION_MIN * size(*at))) {
+    if let Some(at) = (0..features).find(|at| !varies(*at)).filter(|at| least <= VARIATION_MIN * size(*at)) {
         return Err(NaturalError::Constant(at));
     }
     Ok(scales.into_iter().map(|scale| scale.max(least)).collect())

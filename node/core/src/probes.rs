@@ -30,6 +30,9 @@ const PROBE_JITTER_US: u64 = 1_000_000;
 /// One that did not answer is asked again after so long, so that a lost message is soon made good, and a silence is one of many questions.
 const SUSPECTED_US: u64 = 1_000_000;
 
+/// A holder that has lost what it had is asked again after so long, once: it may have to recover before it takes its shards back.
+const LOST_US: u64 = 3_000_000;
+
 /// A holder whose connection broke is asked after so long, and up to as much more: a restart takes about that.
 const HASTENED_US: u64 = 500_000;
 
@@ -346,6 +349,7 @@ impl Node {
             }
             if lost {
                 self.churn.lost_disk(&peer, self.now.mono_us);
+                self.probe_again(&peer, LOST_US);
             }
         }
         if failed {
@@ -355,8 +359,12 @@ impl Node {
 
     /// A peer said nothing of its clock, or too late to say anything: until it does, the clocks of fewer than were asked decide.
     fn ask_clock_again(&mut self, peer: &PeerKey) {
+        self.probe_again(peer, PROBE_US);
+    }
+
+    fn probe_again(&mut self, peer: &PeerKey, after_us: u64) {
         let Some(watched) = self.probes.peers.get_mut(peer) else { return };
-        watched.next_us = watched.next_us.min(self.now.mono_us + PROBE_US);
+        watched.next_us = watched.next_us.min(self.now.mono_us + after_us);
         self.probes.next_us = self.probes.next_us.min(watched.next_us);
     }
 

@@ -269,11 +269,11 @@ fn of_one(data: &Data, at: usize, options: ScoreOptions) -> Result<SubjectScore,
             // They are spread over the whole time.
             let slots = own.len() - first;
             let slot = repetition - first;
-            for turn in (slot * tries.len()).div_ceil(slots)..((slot + 1) * tries.len()).div_ceil(slots) {
-                let (other, attempt) = tries[turn];
+            let turns = (slot * tries.len()).div_ceil(slots)..((slot + 1) * tries.len()).div_ceil(slots);
+            for (other, attempt) in &tries[turns] {
                 let score = baseline.score(attempt)?;
                 impostor.push(score);
-                taken[other].push(score);
+                taken[*other].push(score);
             }
         }
         if options.online {

@@ -86,8 +86,7 @@ impl Cholesky {
                 let done: f64 = (0..column).map(|k| lower.at(row, k) * lower.at(column, k)).sum();
                 let left = matrix.at(row, column) - done;
                 lower.cells[row * size + column] = if row == column {
-                    // Not the other way round: what is no number is not definite.
-                    if !(left > matrix.at(row, row) * 1e-12) {
+                    if left.is_nan() || left <= matrix.at(row, row) * 1e-12 {
                         return None;
                     }
                     left.sqrt()
