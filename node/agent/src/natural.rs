@@ -57,6 +57,9 @@ pub enum NaturalError {
     /// Fewer than three subjects with at least two observations each.
     #[error("a population is at least three subjects with two observations each, not {0}; give more, or do without one")]
     FewSubjects(usize),
+    /// Fewer than two observations to enrol from, and no population.
+    #[error("without a population a subject enrols with at least two observations")]
+    FewObservations,
     /// An observation with another number of features.
     #[error("an observation has {found} features where others have {expected}")]
     Features {
@@ -112,7 +115,8 @@ impl Population {
         let within = Matrix::scatter(&residuals, (observations - subjects.len()) as f64).shrunken(SHRINKAGE);
         let spread: Vec<Vec<f64>> = means.iter().map(|one| difference(one, &mean)).collect();
         let spread = Matrix::scatter(&spread, (subjects.len() - 1) as f64);
-        // The subjects' means vary by chance, too, each by what one of its observations does divided by their number. What is left of one feature's variance is never nothing, or no subject could differ in it.
+        // The subjects' means vary by chance, too, each by what one of its observations does divided by their number. What
+        // is left of one feature's variance is never nothing, or no subject could differ in it.
         let by_chance = subjects.iter().map(|subject| 1.0 / subject.len() as f64).sum::<f64>() / subjects.len() as f64;
         let mut between = spread.less(&within, by_chance).shrunken(SHRINKAGE);
         for at in 0..features {
@@ -250,7 +254,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 /// The scale of each feature: the median absolute deviation, or half the standard deviation if that is more.
 fn scale_of(first: &[Vec<f64>], features: usize) -> Result<Vec<f64>, NaturalError> {
     if first.len() < 2 {
-        return Err(NaturalError::FewSubjects(0));
+        return Err(NaturalError::FewObservations);
     }
     let mean = mean_of(first, features);
     let residuals: Vec<Vec<f64>> = first.iter().map(|one| difference(one, &mean)).collect();

@@ -102,18 +102,19 @@ impl Data {
             }
             subjects[place].1.push(observation);
         }
-        let mut largest = vec![0.0_f64; features.len()];
+        // Units do not matter, and sizes that differ by many powers of ten would not compute.
+        let mut units = vec![0.0_f64; features.len()];
         for observation in subjects.iter_mut().flat_map(|(_, observations)| observations) {
             for (at, value) in observation.iter_mut().enumerate() {
-                *value = if positive[at] { value.ln() } else { *value };
-                largest[at] = largest[at].max(value.abs());
+                if positive[at] {
+                    *value = value.ln();
+                } else {
+                    units[at] = units[at].max(value.abs());
+                }
             }
         }
-        // Units do not matter, and sizes that differ by many powers of ten would not compute.
         for observation in subjects.iter_mut().flat_map(|(_, observations)| observations) {
-            let scaled =
-                observation.iter_mut().zip(&largest).zip(&positive).filter(|((_, largest), logarithm)| **largest > 0.0 && !**logarithm);
-            scaled.for_each(|((value, largest), _)| *value /= largest);
+            observation.iter_mut().zip(&units).filter(|(_, unit)| **unit > 0.0).for_each(|(value, unit)| *value /= unit);
         }
         Ok(Self { features, subjects, logarithmic: positive.into_iter().filter(|positive| *positive).count() })
     }
@@ -218,7 +219,7 @@ pub fn score(data: &Data, options: ScoreOptions, mut progress: impl FnMut(usize,
     let natural = |error: NaturalError| {
         let at = match &error {
             NaturalError::NotFinite(at) | NaturalError::Constant(at) => data.features.get(*at).cloned(),
-            NaturalError::FewSubjects(_) | NaturalError::Features { .. } | NaturalError::Scale => None,
+            NaturalError::FewSubjects(_) | NaturalError::FewObservations | NaturalError::Features { .. } | NaturalError::Scale => None,
         };
         ScoreError::Natural { error, feature: at }
     };
@@ -280,7 +281,7 @@ fn of_one(data: &Data, at: usize, options: ScoreOptions) -> Result<SubjectScore,
             baseline.learn(observation)?;
         }
     }
-    let mean = |scores: &[f64]| scores.iter().sum::<f64>() / scores.len() as f64;
+    let mean = |scores: &[f64]| mean_and_sd(scores).0;
     let five: Vec<f64> = genuine.chunks_exact(MESSAGES_AVERAGED).map(mean).collect();
     let theirs: Vec<f64> = taken.iter().filter(|scores| scores.len() == MESSAGES_AVERAGED).map(|scores| mean(scores)).collect();
     Ok(SubjectScore {
