@@ -30,8 +30,14 @@ const PROBE_JITTER_US: u64 = 1_000_000;
 /// One that did not answer is asked again after so long, so that a lost message is soon made good, and a silence is one of many questions.
 const SUSPECTED_US: u64 = 1_000_000;
 
-/// A holder that has lost what it had is asked again after so long, once: it may have to recover before it takes its shards back.
+/// A holder that has lost what it had is asked again after so long, up to [`LOST_PROBES`] times while it lacks something: one that lost its
+/// store asks nobody about it in its first [`RECOVERY_WAIT_MS`](persona_mesh_proto::holder::RECOVERY_WAIT_MS), and then only what it is asked for.
 const LOST_US: u64 = 3_000_000;
+
+/// So often: until it has had time to recover.
+const LOST_PROBES: u8 = 6;
+
+const _: () = assert!(LOST_PROBES as u64 * LOST_US > persona_mesh_proto::holder::RECOVERY_WAIT_MS * 1000 + 2 * LOST_US);
 
 /// A holder whose connection broke is asked after so long, and up to as much more: a restart takes about that.
 const HASTENED_US: u64 = 500_000;
@@ -82,13 +88,15 @@ struct Watched {
     failures: u8,
     /// When the last of these was sent.
     failed_us: u64,
+    /// How many more probes are sent early, because it lost what it had.
+    hasty: u8,
     /// The probe on its way.
     op: Option<OpId>,
 }
 
 impl Watched {
     fn new(next_us: u64, holds: bool, now_us: u64) -> Self {
-        Self { next_us, holds, alive_us: now_us, failures: 0, failed_us: 0, op: None }
+        Self { next_us, holds, alive_us: now_us, failures: 0, failed_us: 0, hasty: 0, op: None }
     }
 
     fn alive(&mut self, now_us: u64) {
@@ -343,14 +351,15 @@ impl Node {
             if !self.clocks.record(peer, sent, clock_ms, self.own_now) {
                 self.ask_clock_again(&peer);
             }
+            let lacks = sections.iter().any(|holding| !holding.held || holding.recovering);
             let mut lost = false;
             for (asked, holding) in asked.into_iter().zip(sections) {
                 lost |= self.probed(&peer, asked, holding);
             }
             if lost {
                 self.churn.lost_disk(&peer, self.now.mono_us);
-                self.probe_again(&peer, LOST_US);
             }
+            self.hurry(&peer, lost, lacks);
         }
         if failed {
             self.probe_failed(&peer, sent);
@@ -360,6 +369,18 @@ impl Node {
     /// A peer said nothing of its clock, or too late to say anything: until it does, the clocks of fewer than were asked decide.
     fn ask_clock_again(&mut self, peer: &PeerKey) {
         self.probe_again(peer, PROBE_US);
+    }
+
+    /// A holder that has just lost something it had, or lacks something or has to recover since, is asked again soon.
+    fn hurry(&mut self, peer: &PeerKey, lost: bool, lacks: bool) {
+        let Some(watched) = self.probes.peers.get_mut(peer) else { return };
+        if lost {
+            watched.hasty = LOST_PROBES;
+        }
+        if lacks && watched.hasty > 0 {
+            watched.hasty -= 1;
+            self.probe_again(peer, LOST_US);
+        }
     }
 
     fn probe_again(&mut self, peer: &PeerKey, after_us: u64) {
