@@ -18,6 +18,7 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 const SETTLED_FOR: Duration = Duration::from_millis(1200);
 
 /// An agent and what was born.
+#[derive(Default)]
 pub struct Agent {
     /// What it is called on its node.
     pub name: String,

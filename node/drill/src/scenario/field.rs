@@ -1,6 +1,6 @@
 //! What those who load, break and watch a mesh share: who is up, where agents live, and what has been seen.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use super::Scenario;
 use super::history::{Event, Micros, Reader};
+use super::judge::Repaired;
 use super::nemesis::Placed;
 use crate::agents::Agent;
 use crate::api::Api;
@@ -45,8 +46,7 @@ pub(super) struct State {
     pub(super) events: Vec<Event>,
     pub(super) wounds: Vec<Wound>,
     pub(super) refills: Vec<Refill>,
-    /// By class.
-    pub(super) repaired: BTreeMap<String, Vec<Micros>>,
+    pub(super) repaired: Vec<Repaired>,
     pub(super) replaced: Vec<Micros>,
     pub(super) refilled: Vec<Micros>,
     pub(super) imports: Vec<Micros>,
@@ -54,6 +54,8 @@ pub(super) struct State {
     pub(super) lies_seen: u64,
     /// What must not be, beside what the history shows.
     pub(super) violations: Vec<String>,
+    /// How many nodes were not broken, since when: whenever that changed.
+    unbroken: Vec<(Micros, u64)>,
 }
 
 pub(super) struct NodeState {
@@ -65,6 +67,8 @@ pub(super) struct NodeState {
     pub(super) honest: bool,
     /// Broken, or mending.
     pub(super) broken: bool,
+    /// When `broken` last changed.
+    pub(super) since: Micros,
     /// Turns whenever `broken` does: whoever sees the same turn before and after was asking a node that stayed as it was.
     pub(super) turn: u64,
 }
@@ -73,6 +77,8 @@ pub(super) struct AgentState {
     pub(super) agent: Agent,
     /// Nowhere while it is being imported.
     pub(super) home: Option<usize>,
+    /// When it came there.
+    pub(super) came: Micros,
 }
 
 pub(super) struct Document {
@@ -89,6 +95,7 @@ pub(super) struct Document {
 /// A section and who has it, as the last who looked saw it.
 pub(super) struct Section {
     pub(super) label: String,
+    pub(super) agent: usize,
     pub(super) class: String,
     pub(super) key: String,
     pub(super) n: u64,
@@ -102,6 +109,8 @@ pub(super) struct Wound {
     pub(super) section: usize,
     pub(super) peer: String,
     pub(super) since: Micros,
+    /// When that holder last broke: it may have been back for a moment.
+    pub(super) broke: Micros,
 }
 
 /// A holder is back without its shard.
@@ -201,12 +210,33 @@ impl State {
     }
 
     /// Says that nodes are broken, or no longer.
-    pub(super) fn mark(&mut self, nodes: &[usize], broken: bool) {
+    pub(super) fn mark(&mut self, nodes: &[usize], broken: bool, now: Micros) {
         for node in nodes {
             let node = &mut self.nodes[*node];
             node.turn += 1;
-            node.broken = broken;
+            if broken != node.broken {
+                (node.broken, node.since) = (broken, now);
+            }
+            if broken {
+                self.wounds.iter_mut().filter(|wound| wound.peer == node.peer).for_each(|wound| wound.broke = now);
+            }
         }
+        self.unbroken.push((now, self.nodes.iter().filter(|node| !node.broken).count() as u64));
+    }
+
+    /// From when on the host of a section's agent has been able to look after it: sound, with enough others to hold it. None while it is not.
+    fn able_since(&self, section: usize) -> Option<Micros> {
+        let Section { agent, n, .. } = &self.sections[section];
+        let AgentState { home, came, .. } = &self.agents[*agent];
+        let node = &self.nodes[(*home)?];
+        if node.broken {
+            return None;
+        }
+        let enough_since = match self.unbroken.iter().rposition(|(_, count)| count < n) {
+            Some(last) => self.unbroken.get(last + 1)?.0,
+            None => 0,
+        };
+        Some(node.since.max(*came).max(enough_since))
     }
 
     /// Broken nodes, mending ones and liars.
@@ -237,7 +267,7 @@ impl State {
         let peer = self.nodes[node].peer.clone();
         for section in self.sections_of(&peer) {
             if !self.wounds.iter().any(|wound| wound.section == section && wound.peer == peer) {
-                self.wounds.push(Wound { section, peer: peer.clone(), since: now });
+                self.wounds.push(Wound { section, peer: peer.clone(), since: now, broke: now });
             }
         }
         // Whoever breaks again is not waited for.
@@ -263,6 +293,7 @@ impl State {
         // Those of whom it cannot be asked do not count.
         let is_asked = |peer: &str| self.node_of(peer).is_none_or(|node| self.nodes[node].honest && !self.nodes[node].broken);
         let whole = n >= self.sections[section].n && holders.iter().all(|(peer, has)| *has || !is_asked(peer));
+        let able_since = self.able_since(section);
         let (mut repaired, mut replaced, mut refilled, mut notes) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         self.wounds.retain(|wound| {
             if wound.section != section || wound.since >= begun {
@@ -270,7 +301,8 @@ impl State {
             }
             let came_back = has(&wound.peer);
             if came_back == Some(true) || came_back.is_none() && whole {
-                repaired.push(now - wound.since);
+                let able = able_since.map(|since| now.saturating_sub(since.max(wound.broke)));
+                repaired.push((wound.since, able));
                 replaced.extend(came_back.is_none().then(|| now - wound.since));
                 return false;
             }
@@ -300,9 +332,15 @@ impl State {
         let is_liar = |peer: &str| self.node_of(peer).is_some_and(|node| !self.nodes[node].honest);
         self.lies_seen += holders.iter().filter(|(peer, has)| !has && is_liar(peer)).count() as u64;
         self.events.extend(notes.into_iter().map(|text| Event::Note { at: now, text }));
-        if !repaired.is_empty() {
-            self.repaired.entry(self.sections[section].class.clone()).or_default().extend(repaired);
-        }
+        let Section { label, class, .. } = &self.sections[section];
+        let repaired = repaired.into_iter().map(|(since, able)| Repaired {
+            section: label.clone(),
+            class: class.clone(),
+            since,
+            took: now - since,
+            able,
+        });
+        self.repaired.extend(repaired);
         self.replaced.extend(replaced);
         self.refilled.extend(refilled);
         self.sections[section].n = self.sections[section].n.max(n);
@@ -319,10 +357,13 @@ mod tests {
         let mut state = State::default();
         for peer in ["a", "b", "c", "d"] {
             let peer = peer.to_owned();
-            state.nodes.push(NodeState { api: None, peer, life: 0, honest: true, broken: false, turn: 0 });
+            state.nodes.push(NodeState { api: None, peer, life: 0, honest: true, broken: false, since: 0, turn: 0 });
         }
+        let agent = Agent { name: "ada".into(), ..Agent::default() };
+        state.agents.push(AgentState { agent, home: Some(0), came: 0 });
         state.sections.push(Section {
             label: String::new(),
+            agent: 0,
             class: "core".into(),
             key: String::new(),
             n: 3,
@@ -339,13 +380,13 @@ mod tests {
     #[test]
     fn a_wound_heals_when_the_holder_is_back_or_another_has_its_place() {
         let mut state = state();
-        state.mark(&[1], true);
+        state.mark(&[1], true, 10);
         state.wound(1, 10);
         state.saw(0, 5, 12, 3, held(&["a", "b", "c"]));
         state.saw(0, 20, 22, 3, held(&["a", "b!", "c"]));
         assert_eq!(state.wounds.len(), 1, "what was seen from before the kill says nothing, and then it is without its shard");
         state.saw(0, 30, 35, 3, held(&["a", "b", "c"]));
-        assert_eq!((state.wounds.len(), &state.repaired["core"][..], &state.replaced[..]), (0, &[25][..], &[][..]));
+        assert_eq!((state.wounds.len(), took(&state), &state.replaced[..]), (0, vec![(25, Some(25))], &[][..]));
 
         state.wound(1, 100);
         state.saw(0, 110, 111, 3, held(&["a", "d!", "c"]));
@@ -355,11 +396,58 @@ mod tests {
         assert_eq!((state.wounds.len(), &state.replaced[..]), (0, &[21][..]));
     }
 
+    fn took(state: &State) -> Vec<(Micros, Option<Micros>)> {
+        state.repaired.iter().map(|repaired| (repaired.took, repaired.able)).collect()
+    }
+
+    #[test]
+    fn the_time_to_repair_is_counted_from_when_its_home_can_and_from_the_holders_last_death() {
+        let healed = |state: &mut State, at| state.saw(0, at - 1, at, 3, held(&["a", "d", "c"]));
+        let mut state = state();
+        state.wound(1, 10);
+        healed(&mut state, 30);
+        assert_eq!(took(&state), [(20, Some(20))]);
+
+        let mut state = tests::state();
+        state.mark(&[1], true, 10);
+        state.wound(1, 10);
+        state.mark(&[0], true, 15);
+        state.mark(&[0], false, 40);
+        healed(&mut state, 50);
+        assert_eq!(took(&state), [(40, Some(10))], "its home was broken until 40, and only two nodes were there");
+
+        let mut state = tests::state();
+        state.mark(&[1], true, 10);
+        state.wound(1, 10);
+        state.mark(&[2], true, 20);
+        healed(&mut state, 50);
+        assert_eq!(took(&state), [(40, None)], "two nodes cannot hold what three must hold");
+        state.mark(&[2], false, 60);
+        state.mark(&[1], false, 70);
+        state.wound(3, 80);
+        state.agents[0].home = None;
+        state.saw(0, 85, 86, 3, held(&["a", "b", "c"]));
+        assert_eq!(took(&state)[1], (6, None), "it has no home");
+        state.wound(1, 80);
+        (state.agents[0].home, state.agents[0].came) = (Some(3), 83);
+        state.saw(0, 85, 86, 3, held(&["a", "b", "c"]));
+        assert_eq!(took(&state)[2], (6, Some(3)), "its new home came later");
+
+        let mut state = tests::state();
+        state.wound(1, 10);
+        state.mark(&[1], true, 10);
+        state.mark(&[1], false, 20);
+        state.mark(&[1], true, 30);
+        state.sections[0].n = 2;
+        state.saw(0, 49, 50, 2, held(&["a", "d", "c"]));
+        assert_eq!(took(&state), [(40, Some(20))], "the holder was back, and broke again");
+    }
+
     #[test]
     fn who_cannot_be_asked_keeps_no_wound_open() {
         let mut state = state();
         state.wound(1, 10);
-        state.mark(&[2], true);
+        state.mark(&[2], true, 10);
         state.saw(0, 20, 21, 3, held(&["a", "d", "c!"]));
         assert!(state.wounds.is_empty());
     }

@@ -25,20 +25,49 @@ pub struct Judged {
     pub violations: Vec<String>,
 }
 
-/// Shards that were given back, and sections that were whole again, later than is promised: each kind in a sentence. Sections are listed by class.
-pub fn late(promise: &Promise, refilled: &[Micros], repaired: &BTreeMap<String, Vec<Micros>>) -> Vec<String> {
-    let late = |limit: Option<Span>, times: &[Micros]| {
-        limit.map_or(0, |Span(limit)| times.iter().filter(|time| Duration::from_micros(**time) > limit).count())
-    };
-    let refills = match late(promise.refill, refilled) {
-        0 => None,
-        times => Some(format!("{times} shards were given back later than is promised after they were read")),
-    };
-    let repairs = repaired.iter().filter_map(|(class, times)| match late(promise.repair.of(class), times) {
-        0 => None,
-        times => Some(format!("{times} times a section of class {class} that had lost a holder was whole later than is promised")),
+/// A section that had lost a holder is whole again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Repaired {
+    /// Its name.
+    pub section: String,
+    /// Its class.
+    pub class: String,
+    /// When it lost the holder.
+    pub since: Micros,
+    /// How long it took since.
+    pub took: Micros,
+    /// For how much of that, up to the end, its home was sound and enough nodes were there to hold it, and the holder had not been back
+    /// meanwhile. None if that was not so in the end.
+    pub able: Option<Micros>,
+}
+
+/// So many of each kind are told one by one.
+const LATE_TOLD_MAX: usize = 10;
+
+/// Shards that were given back, and sections that were whole again, later than is promised.
+pub fn late(promise: &Promise, refilled: &[Micros], repaired: &[Repaired]) -> Vec<String> {
+    let over = |limit: Option<Span>, time: Micros| limit.is_some_and(|Span(limit)| Duration::from_micros(time) > limit);
+    let refills: Vec<&Micros> = refilled.iter().filter(|time| over(promise.refill, **time)).collect();
+    let refills = refills.iter().max().map(|longest| {
+        let times = refills.len();
+        format!(
+            "{times} shards were given back later than is promised after they were read, after {:.1} s at the latest",
+            seconds(**longest)
+        )
     });
-    refills.into_iter().chain(repairs).collect()
+    let late: Vec<&Repaired> =
+        repaired.iter().filter(|one| one.able.is_some_and(|able| over(promise.repair.of(&one.class), able.min(one.took)))).collect();
+    let told = late.iter().take(LATE_TOLD_MAX).map(|Repaired { section, class, since, took, able }| {
+        format!(
+            "{section} (class {class}) lost a holder at {} and was whole {:.1} s later, {:.1} s of these with a home that could see to it: later than is promised",
+            clock(*since),
+            seconds(*took),
+            seconds(able.unwrap_or_default()),
+        )
+    });
+    let more =
+        (late.len() > LATE_TOLD_MAX).then(|| format!("{} other sections were whole later than is promised", late.len() - LATE_TOLD_MAX));
+    refills.into_iter().chain(told).chain(more).collect()
 }
 
 /// Judges a history. Whether anything is lost is judged only of documents that were read after everything had healed.
@@ -234,6 +263,10 @@ fn longest_failure<'h>(tries: impl Iterator<Item = Try<'h>>) -> Option<(Duration
 }
 
 /// `mm:ss.mmm` since the run began.
+pub(super) fn seconds(time: Micros) -> f64 {
+    time as f64 / 1e6
+}
+
 pub(super) fn clock(at: Micros) -> String {
     let millis = at / 1000;
     format!("{:02}:{:02}.{:03}", millis / 60_000, millis / 1000 % 60, millis % 1000)
@@ -361,19 +394,33 @@ mod tests {
 
     #[test]
     fn repairs_and_refills_are_late_by_what_was_promised_of_them() {
-        let seconds = |seconds: u64| Some(Span::of_millis(seconds * 1000));
-        let repair = super::super::Repair { core: seconds(60), relationship: seconds(110), document: None };
-        let promise = Promise { refill: seconds(20), repair, ..Promise::default() };
-        let repaired =
-            |class: &str, times: &[u64]| BTreeMap::from([(class.to_owned(), times.iter().map(|time| time * S).collect::<Vec<_>>())]);
-        assert!(late(&promise, &[19 * S, 20 * S], &repaired("core", &[59, 60])).is_empty());
-        assert_eq!(late(&promise, &[21 * S], &BTreeMap::new()), ["1 shards were given back later than is promised after they were read"]);
-        let core = late(&promise, &[], &repaired("core", &[61, 3, 100]));
-        assert_eq!(core, ["2 times a section of class core that had lost a holder was whole later than is promised"]);
-        assert!(late(&promise, &[], &repaired("relationship", &[100])).is_empty(), "that class has longer");
-        assert_eq!(late(&promise, &[], &repaired("relationship", &[111])).len(), 1);
-        assert!(late(&promise, &[], &repaired("document", &[1000])).is_empty(), "nothing was promised");
-        assert!(late(&Promise::default(), &[S * 1000], &repaired("core", &[1000])).is_empty());
+        let after = |seconds: u64| Some(Span::of_millis(seconds * 1000));
+        let repair = super::super::Repair { core: after(60), relationship: after(110), document: None };
+        let promise = Promise { refill: after(20), repair, ..Promise::default() };
+        let one = |class: &str, took: u64, able: Option<u64>| Repaired {
+            section: format!("agent-1/{class}"),
+            class: class.to_owned(),
+            since: 61 * S,
+            took: took * S,
+            able: able.map(|able| able * S),
+        };
+        assert!(late(&promise, &[19 * S, 20 * S], &[one("core", 59, Some(59)), one("core", 60, Some(60))]).is_empty());
+        let refills = late(&promise, &[21 * S, 23 * S], &[]);
+        assert_eq!(refills, ["2 shards were given back later than is promised after they were read, after 23.0 s at the latest"]);
+        let core = late(&promise, &[], &[one("core", 94, Some(61)), one("core", 3, Some(3)), one("core", 100, Some(100))]);
+        assert_eq!(core.len(), 2);
+        assert!(
+            core[0].starts_with("agent-1/core (class core) lost a holder at 01:01.000 and was whole 94.0 s later, 61.0 s of these"),
+            "{core:?}"
+        );
+        assert!(late(&promise, &[], &[one("core", 94, Some(60)), one("core", 94, None)]).is_empty(), "its home was not there for so long");
+        assert!(late(&promise, &[], &[one("core", 50, Some(94))]).is_empty(), "able for longer than it was broken");
+        assert!(late(&promise, &[], &[one("relationship", 100, Some(100))]).is_empty(), "that class has longer");
+        assert_eq!(late(&promise, &[], &[one("relationship", 111, Some(111))]).len(), 1);
+        assert!(late(&promise, &[], &[one("document", 1000, Some(1000))]).is_empty(), "nothing was promised");
+        assert!(late(&Promise::default(), &[S * 1000], &[one("core", 1000, Some(1000))]).is_empty());
+        let many = late(&promise, &[], &vec![one("core", 100, Some(100)); 13]);
+        assert_eq!((many.len(), many[10].as_str()), (11, "3 other sections were whole later than is promised"));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::field::{AgentState, Document, Field, NodeState, Phase, Section};
 use super::history::Micros;
-use super::judge::{clock, judge, late};
+use super::judge::{Repaired, clock, judge, late, seconds};
 use super::nemesis::{Drawn, MENDING, Nemesis, Standing};
 use super::{Disk, Fault, Scenario, Span, Ways, Whom, load, watch};
 use crate::agents::{Agent, import};
@@ -112,6 +112,9 @@ pub struct RepairTimes {
     pub p50_s: Option<f64>,
     pub p99_s: Option<f64>,
     pub max_s: f64,
+    pub able_times: usize,
+    pub able_p99_s: Option<f64>,
+    pub able_max_s: f64,
 }
 
 /// Runs a scenario. `tell` is told where it is, every few seconds. With `keep` directories and history stay; they also do when something was
@@ -201,11 +204,11 @@ impl<'p> Run<'p> {
         for node in 0..scenario.nodes {
             let (process, honest) = (mesh.node(node), node < scenario.honest());
             let (api, peer) = (process.api()?.clone(), process.peer_id()?.to_owned());
-            field.state().nodes.push(NodeState { api: Some(api), peer, life: 0, honest, broken: false, turn: 0 });
+            field.state().nodes.push(NodeState { api: Some(api), peer, life: 0, honest, broken: false, since: 0, turn: 0 });
         }
         for home in 0..scenario.agents {
             let (agent, _) = Agent::born(&mesh, home, &format!("agent-{}", home + 1), "drilled", &format!("{{\"number\":{home}}}")).await?;
-            field.state().agents.push(AgentState { agent, home: Some(home) });
+            field.state().agents.push(AgentState { agent, home: Some(home), came: 0 });
         }
         let run = Self {
             nemesis: Nemesis::new(scenario.seed),
@@ -265,7 +268,7 @@ impl<'p> Run<'p> {
                     let f = usize::try_from(number(section, "/f")?)?;
                     let (key, n, class) =
                         (text(section, "/kad_key")?.to_owned(), number(section, "/n")?, text(section, "/class")?.to_owned());
-                    self.field.state().sections.push(Section { label, class, key, n, f, holders: Vec::new() });
+                    self.field.state().sections.push(Section { label, agent: home, class, key, n, f, holders: Vec::new() });
                 }
             }
         }
@@ -375,7 +378,7 @@ impl<'p> Run<'p> {
         self.field.note(format!("{} {}", what(&fault), names(&nodes)));
         let now = self.field.now();
         if !matches!(fault, Fault::Slow { .. }) {
-            self.field.state().mark(&nodes, true);
+            self.field.state().mark(&nodes, true, now);
         }
         let mut moved = Vec::new();
         match &fault {
@@ -517,7 +520,8 @@ impl<'p> Run<'p> {
         let is_broken =
             |node: &usize| self.active.values().any(|active| active.nodes.contains(node) && !matches!(active.fault, Fault::Slow { .. }));
         let settled: Vec<usize> = nodes.iter().copied().filter(|node| !is_broken(node)).collect();
-        self.field.state().mark(&settled, false);
+        let now = self.field.now();
+        self.field.state().mark(&settled, false, now);
     }
 
     /// Starts nodes again, as whatever their directories make them, and tells them of somebody who is up.
@@ -644,7 +648,8 @@ impl<'p> Run<'p> {
         while self.askers.join_next().await.is_some() {}
         self.mesh.wait_ready().await?;
         let everybody: Vec<usize> = (0..self.field.scenario.nodes).collect();
-        self.field.state().mark(&everybody, false);
+        let now = self.field.now();
+        self.field.state().mark(&everybody, false, now);
         while self.imports.join_next().await.is_some() {}
         self.read_once_more().await;
         self.wait_for_repairs(promise.repair.longest().unwrap_or(HEALED_PATIENCE)).await;
@@ -722,12 +727,8 @@ impl<'p> Run<'p> {
             report.lost = judged.lost;
             report.imports = state.imports.len();
             report.imports_s = seconds(state.imports.iter().max().copied().unwrap_or_default());
-            for (class, times) in &mut state.repaired {
-                let (p50_s, p99_s) = percentiles(times);
-                let max_s = times.last().map_or(0.0, |time| seconds(*time));
-                report.repair_by_class.insert(class.clone(), RepairTimes { times: times.len(), p50_s, p99_s, max_s });
-            }
-            let mut repaired = state.repaired.values().flatten().copied().collect::<Vec<Micros>>();
+            report.repair_by_class = by_class(&state.repaired);
+            let mut repaired: Vec<Micros> = state.repaired.iter().map(|repaired| repaired.took).collect();
             (report.repair_p50_s, report.repair_p99_s) = percentiles(&mut repaired);
             (report.replaced_p50_s, report.replaced_p99_s) = percentiles(&mut state.replaced);
             (report.refill_p50_s, report.refill_p99_s) = percentiles(&mut state.refilled);
@@ -798,11 +799,12 @@ async fn bring_home(field: Arc<Field>, agent: usize, start: usize) {
             }
         }
         if said.is_empty() || lives(&asked.api, &id).await {
-            let took = field.now() - began;
+            let now = field.now();
+            let took = now - began;
             field.note(format!("{name} lives on node-{:02}", node + 1));
             let mut state = field.state();
             state.imports.push(took);
-            state.agents[agent].home = Some(node);
+            (state.agents[agent].home, state.agents[agent].came) = (Some(node), now);
             state.agents[agent].agent.home = node;
             return;
         }
@@ -865,11 +867,24 @@ fn names(nodes: &[usize]) -> String {
     nodes.iter().map(|node| format!("node-{:02}", node + 1)).collect::<Vec<_>>().join(" ")
 }
 
-fn seconds(micros: Micros) -> f64 {
-    micros as f64 / 1e6
+/// The median and the 99th percentile, in seconds.
+fn by_class(all: &[Repaired]) -> BTreeMap<String, RepairTimes> {
+    let mut classes: BTreeMap<String, (Vec<Micros>, Vec<Micros>)> = BTreeMap::new();
+    for Repaired { class, took, able, .. } in all {
+        let (times, able_times) = classes.entry(class.clone()).or_default();
+        times.push(*took);
+        able_times.extend(able.map(|able| able.min(*took)));
+    }
+    let longest = |times: &[Micros]| times.last().map_or(0.0, |time| seconds(*time));
+    let mut summed = BTreeMap::new();
+    for (class, (mut times, mut able)) in classes {
+        let ((p50_s, p99_s), (_, able_p99_s)) = (percentiles(&mut times), percentiles(&mut able));
+        let (max_s, able_max_s) = (longest(&times), longest(&able));
+        summed.insert(class, RepairTimes { times: times.len(), p50_s, p99_s, max_s, able_times: able.len(), able_p99_s, able_max_s });
+    }
+    summed
 }
 
-/// The median and the 99th percentile, in seconds.
 fn percentiles(times: &mut [Micros]) -> (Option<f64>, Option<f64>) {
     times.sort_unstable();
     let at = |share: f64| times.get(((times.len() as f64 * share).ceil() as usize).saturating_sub(1)).map(|time| seconds(*time));
