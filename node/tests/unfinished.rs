@@ -1,4 +1,4 @@
-//! What a crash leaves half done, the next start finishes or names: real processes, killed with SIGKILL.
+//! What a crash leaves half done, the next start finishes or names; what a node is started with counts: real processes.
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "tests of processes")]
 
 use std::{
@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::OnceLock,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -26,7 +26,13 @@ fn binary() -> &'static Path {
 }
 
 async fn alone(directory: &Path) -> Result<NodeProcess> {
-    Ok(NodeProcess::start(binary(), &directory.join("node"), NodeOptions::on_loopback("unfinished", PASSPHRASE)).await?)
+    alone_with(directory, &[]).await
+}
+
+async fn alone_with(directory: &Path, renew_for: &[&str]) -> Result<NodeProcess> {
+    let renew_for = renew_for.iter().map(|class| (*class).to_owned()).collect();
+    let options = NodeOptions { renew_for, ..NodeOptions::on_loopback("unfinished", PASSPHRASE) };
+    Ok(NodeProcess::start(binary(), &directory.join("node"), options).await?)
 }
 
 /// A verb of the command line, with what it prints: data, then talk.
@@ -118,6 +124,29 @@ async fn an_agent_that_cannot_be_taken_up_is_an_alarm_and_the_others_live() -> R
     ensure!(shown.contains(&format!("alarm: {alarm}")), "{shown}");
     ensure!(state(node.api()?, &ada).await?.is_none());
     ensure!(text(&node.api()?.get("/v1/agents/eve").await?, "/state")? == "live", "the other one lives");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_class_is_renewed_for_as_long_as_the_node_was_started_with() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let node = alone_with(directory.path(), &["document=3h", "core=0s"]).await?;
+    let file = directory.path().join("brief");
+    std::fs::write(&file, "be kind")?;
+    let file = file.to_str().context("a path is text")?;
+    persona(&node, &["agent", "create", "ada"]).await?;
+    let put = async |section: &str, more: &[&str]| -> Result<Option<f64>> {
+        let (said, _) = persona(&node, &[&["section", "put", "ada", section, file, "--json"], more].concat()).await?;
+        let put: Value = serde_json::from_str(&said)?;
+        let now_ms = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis() as f64;
+        Ok(put["lease_until_ms"].as_f64().map(|until_ms| (until_ms - now_ms) / 60_000.0))
+    };
+    let brief = put("doc/brief", &[]).await?;
+    ensure!(brief.is_some_and(|minutes| (178.0..=180.1).contains(&minutes)), "the class is renewed for three hours: {brief:?}");
+    let own = put("doc/own", &["--renew-for", "30m"]).await?;
+    ensure!(own.is_some_and(|minutes| (28.0..=30.1).contains(&minutes)), "its own counts more than its class's: {own:?}");
+    let core = put("doc/core", &["--class", "core"]).await?;
+    ensure!(core.is_none(), "the class is not renewed at all: {core:?}");
     Ok(())
 }
 

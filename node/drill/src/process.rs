@@ -40,6 +40,8 @@ pub struct NodeOptions {
     pub join: Vec<String>,
     /// Multiaddrs of peers to join by.
     pub bootstrap: Vec<String>,
+    /// For how long holders renew the sections of a class, as `core=7d`. Default: the node's own.
+    pub renew_for: Vec<String>,
     /// What seals the node's keystore. It goes to the process in its environment, never in its arguments.
     pub passphrase: String,
     /// The value of `PERSONA_LOG`.
@@ -59,6 +61,7 @@ impl NodeOptions {
             announce: Vec::new(),
             join: Vec::new(),
             bootstrap: Vec::new(),
+            renew_for: Vec::new(),
             passphrase: passphrase.to_owned(),
             log: "info".to_owned(),
             environment: Vec::new(),
@@ -159,7 +162,7 @@ impl NodeProcess {
         };
         command.arg("up").arg("--json").arg("--dir").arg(&self.dir).args(["--mesh", &self.options.mesh]);
         let lists = [("--listen", &self.options.listen), ("--announce", &self.options.announce), ("--join", &self.options.join)];
-        let lists = lists.into_iter().chain([("--bootstrap", &self.options.bootstrap)]);
+        let lists = lists.into_iter().chain([("--bootstrap", &self.options.bootstrap), ("--renew-for", &self.options.renew_for)]);
         for (flag, values) in lists {
             for value in values {
                 command.args([flag, value]);
