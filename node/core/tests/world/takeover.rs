@@ -559,3 +559,34 @@ fn what_the_index_says_of_a_life_grows_before_a_version_has_it() {
     let until_ms = world.put_answer(id).expect("it commits").stale_until_ms.expect("nobody here has seen what was there");
     assert!(until_ms.abs_diff(taken_ms + 1_800_000) < 60_000, "{until_ms} is not half an hour after {taken_ms}");
 }
+
+/// A name whose first put was refused is listed as removed; put again, also after a restart, it is listed as any other.
+#[test]
+fn a_name_that_was_refused_and_put_again_is_taken_over() {
+    for restarts in [false, true] {
+        let mut world = World::of(6, 237);
+        let ada = world.create(0, "ada");
+        world.run_s(5);
+        let root = world.root_of(0, "ada");
+        world.crash_all(&[1, 2, 3]);
+        let id = world.call(0, crate::demanding(ada, "doc/brief", b"safe or not at all", Some(3)));
+        let refused = world.put_answer(id);
+        assert!(matches!(refused, Err(CallError::LevelNotReached { .. })), "{refused:?}");
+        for host in 1..4 {
+            world.restart(host);
+        }
+        world.run_s(5);
+        assert!(world.section(0, ada, "doc/brief").is_none(), "what was refused does not exist");
+        if restarts {
+            world.crash(0);
+            world.restart(0);
+            world.run_s(5);
+        }
+        world.put(0, ada, "doc/brief", b"be brief").expect("it commits");
+        world.run_s(2);
+        world.crash(0);
+        assert!(world.import(5, root).expect("the mesh has everything").complete);
+        assert_eq!(world.get(5, ada, "doc/brief", Mode::Regular), Ok(b"be brief".to_vec()), "restarts: {restarts}");
+        assert!(world.section(5, ada, "doc/brief").is_some(), "restarts: {restarts}");
+    }
+}
