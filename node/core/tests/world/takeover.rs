@@ -560,6 +560,40 @@ fn what_the_index_says_of_a_life_grows_before_a_version_has_it() {
     assert!(until_ms.abs_diff(taken_ms + 1_800_000) < 60_000, "{until_ms} is not half an hour after {taken_ms}");
 }
 
+/// A longer life that is asked for while the holders are being looked up is in the index before any version has it, too.
+#[test]
+fn a_life_that_grows_during_a_lookup_is_listed_first() {
+    for seed in 240..244 {
+        let (mut world, ada, ..) = acquainted(seed);
+        let put = |ttl_ms, content: &[u8]| Call::PutSection {
+            agent: ada,
+            name: "doc/brief".into(),
+            class: Class::Document,
+            ttl_ms: Some(ttl_ms),
+            renew_for_ms: Some(0),
+            level: Some(1),
+            require_level: None,
+            content: content.to_vec(),
+        };
+        let id = world.call(0, put(60_000, b"before"));
+        world.put_answer(id).expect("it commits");
+        world.run_s(12); // the holders that were found are asked for again
+        let listed = |world: &mut World| world.section(0, ada, "index").and_then(|index| index.version).expect("there is an index");
+        let before = listed(&mut world);
+        world.call(0, put(60_000, b"soon"));
+        world.run_us((seed - 240) * 800);
+        world.call(0, put(300_000, b"longer"));
+        loop {
+            world.run_us(100);
+            let brief = world.section(0, ada, "doc/brief").expect("it is there");
+            if brief.expires_in_s.is_some_and(|left| left > 61.0) {
+                assert_ne!(listed(&mut world), before, "seed {seed}: it lives longer than the index says");
+                break;
+            }
+        }
+    }
+}
+
 /// A name whose first put was refused is listed as removed; put again, also after a restart, it is listed as any other.
 #[test]
 fn a_name_that_was_refused_and_put_again_is_taken_over() {
