@@ -19,7 +19,7 @@ use persona_fragments::mutants::{Mutant, with};
 use persona_sim::{
     churn::Trace,
     plan::{Fault, Plan},
-    run::{Outcome, run},
+    run::{EXCUSES, Outcome, run},
     scale, survival,
     tell::Teller,
     world::Observer,
@@ -171,6 +171,12 @@ const MARKS: [&str; 14] = [
 /// Fewer seeds need not have seen everything.
 const MARKED_SEEDS_MIN: u64 = 1_000;
 
+/// Of so many seeds one may have excused something, and [`EXCUSED_ALWAYS`] more: ten times what was seen when this was written.
+const SEEDS_PER_EXCUSE: u64 = 1_000;
+
+/// A few that come together are no reason to fail.
+const EXCUSED_ALWAYS: u64 = 3;
+
 /// What many seeds came to.
 #[derive(Default, Serialize)]
 struct Summary {
@@ -187,6 +193,8 @@ struct Summary {
     marks: BTreeMap<String, u64>,
     /// Of the marks that must be seen, those that were not, if so many seeds ran that they should have been.
     unmarked: Vec<&'static str>,
+    /// Gets and puts in calm weather that were excused, if they are more than should be: an excuse that is too wide hides what it was not made for.
+    excused_too_often: Option<u64>,
     /// What was broken, and how often.
     faults: BTreeMap<&'static str, u64>,
     wall_s: f64,
@@ -215,6 +223,8 @@ impl Summary {
         for (fault, count) in outcome.faults {
             *self.faults.entry(fault).or_default() += count;
         }
+        let excused: u64 = EXCUSES.iter().filter_map(|excuse| self.marks.get(*excuse)).sum();
+        self.excused_too_often = (excused > self.seeds / SEEDS_PER_EXCUSE + EXCUSED_ALWAYS).then_some(excused);
         if !outcome.violations.is_empty() {
             self.violations.push(Violation { seed: outcome.seed, what: outcome.violations, replay: outcome.replay });
         }
@@ -423,7 +433,7 @@ fn run_many(seeds: u64, from: u64, threads: Option<usize>, seconds: Option<u64>,
         Ok(text) => persona_sim::line!("{text}"),
         Err(error) => eprintln!("the summary cannot be written: {error}"),
     }
-    let fine = summary.violations.is_empty() && summary.unmarked.is_empty();
+    let fine = summary.violations.is_empty() && summary.unmarked.is_empty() && summary.excused_too_often.is_none();
     if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
@@ -498,4 +508,25 @@ fn run_mutants(seeds: Range<u64>, only: &[String], without: &[String], seconds: 
         Err(error) => eprintln!("the result cannot be written: {error}"),
     }
     if all { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_excuses_than_should_be_fail_a_run() {
+        let excused = |seeds: u64, excuses: u64| {
+            let mut summary = Summary::default();
+            for seed in 0..seeds {
+                let marks = if seed < excuses { BTreeMap::from([(EXCUSES[seed as usize % 2].to_owned(), 1)]) } else { BTreeMap::new() };
+                summary.add(Outcome { seed, marks, ..Outcome::default() });
+            }
+            summary.excused_too_often
+        };
+        assert_eq!(excused(10, 3), None);
+        assert_eq!(excused(10, 4), Some(4));
+        assert_eq!(excused(2_000, 5), None);
+        assert_eq!(excused(2_000, 6), Some(6));
+    }
 }

@@ -31,6 +31,9 @@ use crate::{
     world::{CALM, Disk, Kind, Net, Observer, World, auditor, fault::Failing, notary},
 };
 
+/// The marks of gets and puts that failed in calm weather and are no violation, because more holders than the shape tolerates were faulty.
+pub const EXCUSES: [&str; 2] = ["get kept up by more faulty holders than f", "put kept up by more faulty holders than f"];
+
 /// Reminder: users do something.
 const LOAD: u64 = 0;
 /// Reminder: the nemesis does something.
@@ -692,7 +695,7 @@ impl Run {
     /// A get that should have succeeded failed.
     fn missed(&mut self, section: SectionKey, error: &CallError, what: String) {
         if matches!(error, CallError::QuorumUnreachable { .. } | CallError::Unavailable { .. }) && self.faulty_hold(&section) {
-            *self.out.marks.entry("get kept up by more faulty holders than f".into()).or_default() += 1;
+            *self.out.marks.entry(EXCUSES[0].into()).or_default() += 1;
         } else {
             self.violation("I14", what);
         }
@@ -719,7 +722,7 @@ impl Run {
                 let excused = matches!(error, CallError::NotEnoughHolders { .. });
                 if must && excused && self.faulty_keep(host, known, &known.documents[document].key) {
                     self.agents[agent].documents[document].stuck = true;
-                    *self.out.marks.entry("put kept up by more faulty holders than f".into()).or_default() += 1;
+                    *self.out.marks.entry(EXCUSES[1].into()).or_default() += 1;
                 } else if must {
                     self.violation("I14", format!("agent {agent} cannot put its document {document} in calm weather: {error}"));
                 }
