@@ -624,3 +624,42 @@ fn a_name_that_was_refused_and_put_again_is_taken_over() {
         assert!(world.section(5, ada, "doc/brief").is_some(), "restarts: {restarts}");
     }
 }
+
+/// A host dies while its index is put, before or after the section that it is to list: whatever was acknowledged, and what is put after the restart,
+/// is taken over, in the class that it had last.
+#[test]
+fn an_index_that_was_half_put_at_a_crash_lists_what_comes_after_it() {
+    let put = |ada, class, content: &[u8]| Call::PutSection {
+        agent: ada,
+        name: "doc/brief".into(),
+        class,
+        ttl_ms: None,
+        renew_for_ms: None,
+        level: None,
+        require_level: None,
+        content: content.to_vec(),
+    };
+    for after_ms in [0, 2, 5, 10, 20, 40, 80] {
+        let mut world = World::of(8, 260 + after_ms);
+        let ada = world.create(0, "ada");
+        world.run_s(3);
+        let root = world.root_of(0, "ada");
+        let first = world.call(0, put(ada, Class::Document, b"first"));
+        world.run_ms(after_ms);
+        let acknowledged = world.replies.get(&first).is_some_and(Result::is_ok);
+        world.crash(0);
+        world.restart(0);
+        world.run_s(5);
+        if acknowledged {
+            assert_eq!(world.get(0, ada, "doc/brief", Mode::Regular), Ok(b"first".to_vec()), "after {after_ms} ms");
+        }
+        let second = world.call(0, put(ada, Class::Core, b"second"));
+        world.put_answer(second).expect("it commits");
+        world.run_s(2);
+        world.crash(0);
+        assert!(world.import(7, root).expect("the mesh has everything").complete, "after {after_ms} ms");
+        let section = world.section(7, ada, "doc/brief").expect("it is listed");
+        assert_eq!(section.class, "core", "after {after_ms} ms");
+        assert_eq!(world.get(7, ada, "doc/brief", Mode::Regular), Ok(b"second".to_vec()), "after {after_ms} ms");
+    }
+}
