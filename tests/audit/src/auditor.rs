@@ -486,6 +486,11 @@ impl Auditor {
         })
     }
 
+    /// Whether a higher host's fence for an owner is on anybody's disk.
+    pub(crate) fn is_fenced(&self, owner: &[u8; 32], version: Version) -> bool {
+        self.nodes.values().any(|node| node.disk.fences.get(owner).is_some_and(|fence| fence.by > host(&version)))
+    }
+
     /// Whether that is so of any version of any section of this owner that lives at `ideal_ms`.
     pub(crate) fn owner_beyond_f(&self, owner: &[u8; 32], ideal_ms: u64) -> bool {
         self.sections.iter().any(|(key, section)| {

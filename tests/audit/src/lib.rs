@@ -39,7 +39,8 @@
 //! While half of the clocks that a machine was told of are those of liars, or are off, so may their median be: it is not asked for I10, nor to
 //! keep what I11 is about, nor to tell older sets before they expire (I16), nor to read (I14); no mark counts these. An ack of what a machine
 //! had promised never to ack (I8) is none if this very manifest was certified there since. What was dropped between a question and its answer
-//! may be acked in it (I9).
+//! may be acked in it (I9). No holders are asked of a version (I14) whose owner a higher host has fenced while a living section of that owner has
+//! a set with more faulty holders than `f`: that host may never be able to take it over.
 //! Times are judged with two seconds to spare, since a disk or a queue may lie between a decision and what is seen of it.
 //!
 //! # Bounds

@@ -396,9 +396,9 @@ impl Auditor {
                 continue;
             }
             if self.beyond_f(&known.manifest.key, put.version, put.version)
-                || self.owner_beyond_f(&known.manifest.owner, self.ideal_ms() as u64)
+                || self.is_fenced(&known.manifest.owner, put.version) && self.owner_beyond_f(&known.manifest.owner, self.ideal_ms() as u64)
             {
-                continue; // it may be fenced by a host that cannot take it over: for want of another section, too
+                continue; // it is fenced by a host that cannot take it over: for want of another section, too
             }
             let places = known.manifest.holders.iter().zip(&known.manifest.shard_hashes);
             let lacks = |(peer, hash): &(&[u8; 32], &[u8; 32])| {
