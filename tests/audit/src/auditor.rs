@@ -173,8 +173,8 @@ pub(crate) struct Section {
     pub committed: Vec<Committed>,
     /// Of those, whose promise to survive is still watched.
     pub watched: Vec<Watched>,
-    /// The highest version that a get labelled atomic returned.
-    pub atomic: Option<Version>,
+    /// The versions that gets labelled atomic returned.
+    pub atomic: BTreeSet<Version>,
     /// Manifests whose content was returned, and whether their hashes are those of a codeword.
     pub read: BTreeMap<ManifestId, bool>,
     /// Gets that ended poisoned: when, where, and what they may have meant.
@@ -207,7 +207,7 @@ pub(crate) enum Operation {
 pub(crate) struct Begun {
     /// The highest version that had committed (I3).
     pub committed: Option<Version>,
-    /// The highest version that an atomic get had returned (I5).
+    /// The highest version that an atomic get had returned, and that is no longer in doubt (I5).
     pub atomic: Option<Version>,
     /// The highest version that this machine had returned (I6).
     pub floor: Option<Version>,

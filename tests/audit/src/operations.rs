@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use persona_foreign::head::Version;
 
 use crate::{
-    auditor::{Auditor, Begun, Committed, Operation, hex, host, mark, text},
+    auditor::{Auditor, Begun, Committed, Operation, Section, hex, host, mark, text},
     book::{ManifestId, same_members},
     codeword, decode,
     disk::Key,
@@ -128,7 +128,11 @@ impl Auditor {
         let section = self.sections.get(key);
         let binds = |put: &&Committed| put.stale_until_ms.is_none_or(|until_ms| wall_ms >= until_ms);
         let committed = section.and_then(|section| section.committed.iter().filter(binds).map(|put| put.version).max());
-        let atomic = section.and_then(|section| section.atomic);
+        let in_doubt = |section: &Section, version: &Version| {
+            let mut puts = section.committed.iter().filter(|put| put.version == *version).peekable();
+            puts.peek().is_some() && puts.all(|put| !binds(&put))
+        };
+        let atomic = section.and_then(|section| section.atomic.iter().rev().find(|version| !in_doubt(section, version)).copied());
         let begun = Begun { committed, atomic, floor, at_us: self.now_us };
         self.operations.insert(op, Operation::Get { machine, key: *key, mode, begun });
     }
@@ -199,7 +203,7 @@ impl Auditor {
     /// I3: a get in mode regular or atomic that returns a value says that it is regular at least, and returns no less than any put that
     /// had ended committed before it began; puts that said `stale_until` count from then on by this machine's clock. I4: it returns
     /// nothing whose writer had not yet let go of it. I5: if it is labelled atomic, it returns no less than any get so labelled that had
-    /// ended before it began. I6: in any mode it returns no less than what this machine had returned before it began, until that one's
+    /// ended before it began, but for what the put of says `stale_until`, which counts from then on, too. I6: in any mode it returns no less than what this machine had returned before it began, until that one's
     /// life was over. I10: nothing whose life is over by this machine's clock, or that of its peers, allowance included. I3 and I5 do not hold for what [`Self::is_apart`]. I3 to I5 hold while at most `f`
     /// holders of any set between are faulty, I3 and I5 while this machine's clock is right.
     fn fresh(&mut self, machine: Machine, key: &Key, id: ManifestId, mode: Mode, label: Mode, begun: &Begun) {
@@ -256,7 +260,7 @@ impl Auditor {
             }
         }
         if let Some(section) = self.sections.get_mut(key).filter(|_| label == Mode::Atomic && in_time) {
-            section.atomic = section.atomic.max(Some(version));
+            section.atomic.insert(version);
         }
     }
 

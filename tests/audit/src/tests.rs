@@ -206,6 +206,39 @@ fn i5_atomic_gets_do_not_go_back_across_readers() {
     inversion(Mode::Atomic, Mode::Atomic, true).breaks_nothing();
 }
 
+/// Seed 407989: a new host could not ask the only holder of what was there before, and its put said for how long that may be found.
+#[test]
+fn i5_what_may_be_behind_until_a_time_binds_atomic_gets_from_then_on() {
+    let doubted = |wait_ms: u64| {
+        let mut scene = Scene::new();
+        let old = scene.put(1);
+        let new = scene.manifest(2);
+        let op = scene.put_begins(WRITER);
+        scene.prepare(WRITER, &new, &HOLDERS);
+        scene.commit(WRITER, &new, &HOLDERS);
+        scene.put_ends_until(op, &new, 3, Some(new.manifest.issued_at_ms + 5_000));
+        scene.get(READER, &new, Mode::Atomic);
+        scene.wait_ms(wait_ms);
+        scene.get(READER + 1, &old, Mode::Atomic);
+        scene
+    };
+    doubted(1_000).breaks_nothing();
+    assert!(doubted(6_000).broken().contains(&"I5"));
+    // What bound before the doubtful version was returned goes on binding.
+    let mut scene = Scene::new();
+    let old = scene.put(1);
+    let middle = scene.put(2);
+    scene.get(READER, &middle, Mode::Atomic);
+    let new = scene.manifest(3);
+    let op = scene.put_begins(WRITER);
+    scene.prepare(WRITER, &new, &HOLDERS);
+    scene.commit(WRITER, &new, &HOLDERS);
+    scene.put_ends_until(op, &new, 3, Some(new.manifest.issued_at_ms + 5_000));
+    scene.get(READER, &new, Mode::Atomic);
+    scene.get(READER + 1, &old, Mode::Atomic);
+    assert!(scene.broken().contains(&"I5"));
+}
+
 #[test]
 fn i6_a_reader_never_goes_back_in_any_mode() {
     let back = |other_reader: bool, lost: bool, wait_ms: u64| {
