@@ -110,6 +110,10 @@ pub(crate) struct ProbeOp {
     sent: Now,
     answered: bool,
     asked: BTreeMap<Tag, Vec<Asked>>,
+    /// It has lost something that it had.
+    lost: bool,
+    /// It lacks something, or has to recover.
+    lacks: bool,
 }
 
 /// A section that a holder is asked for.
@@ -330,21 +334,14 @@ impl Node {
             watched.op = Some(op);
         }
         self.count("probes");
-        self.ops.insert(op, Op::Probe(Box::new(ProbeOp { peer, sent: self.own_now, answered: false, asked })));
+        self.ops.insert(op, Op::Probe(Box::new(ProbeOp { peer, sent: self.own_now, answered: false, asked, lost: false, lacks: false })));
     }
 
     pub(crate) fn probe_reply(&mut self, op: OpId, tag: Tag, reply: Reply) {
         let Some(Op::Probe(probe)) = self.ops.get_mut(&op) else { return };
         let Some(asked) = probe.asked.remove(&tag) else { return };
-        let (peer, sent, over) = (probe.peer, probe.sent, probe.asked.is_empty());
+        let (peer, sent) = (probe.peer, probe.sent);
         probe.answered |= matches!(reply, Reply::Answer(_));
-        let failed = over && !probe.answered;
-        if over {
-            self.ops.remove(&op);
-            if let Some(watched) = self.probes.peers.get_mut(&peer) {
-                watched.op = None;
-            }
-        }
         if let Reply::Answer(Response::Probed { clock_ms, sections }) = reply
             && sections.len() == asked.len()
         {
@@ -356,12 +353,31 @@ impl Node {
             for (asked, holding) in asked.into_iter().zip(sections) {
                 lost |= self.probed(&peer, asked, holding);
             }
-            if lost {
-                self.churn.lost_disk(&peer, self.now.mono_us);
+            if let Some(Op::Probe(probe)) = self.ops.get_mut(&op) {
+                probe.lost |= lost;
+                probe.lacks |= lacks;
             }
-            self.hurry(&peer, lost, lacks);
         }
-        if failed {
+        self.end_probe(op);
+    }
+
+    /// If all that a probe asked has been answered, or failed: what follows for its peer as a whole.
+    fn end_probe(&mut self, op: OpId) {
+        let Some(Op::Probe(probe)) = self.ops.get(&op) else { return };
+        if !probe.asked.is_empty() {
+            return;
+        }
+        let ProbeOp { peer, sent, answered, lost, lacks, .. } = **probe;
+        self.ops.remove(&op);
+        if let Some(watched) = self.probes.peers.get_mut(&peer) {
+            watched.op = None;
+        }
+        if lost {
+            self.churn.lost_disk(&peer, self.now.mono_us);
+        }
+        if answered {
+            self.hurry(&peer, lost, lacks);
+        } else {
             self.probe_failed(&peer, sent);
         }
     }
@@ -376,6 +392,8 @@ impl Node {
         let Some(watched) = self.probes.peers.get_mut(peer) else { return };
         if lost {
             watched.hasty = LOST_PROBES;
+        } else if !lacks {
+            watched.hasty = 0; // it has all again
         }
         if lacks && watched.hasty > 0 {
             watched.hasty -= 1;

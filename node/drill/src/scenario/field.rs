@@ -111,6 +111,8 @@ pub(super) struct Wound {
     pub(super) since: Micros,
     /// When that holder last broke: it may have been back for a moment.
     pub(super) broke: Micros,
+    /// The longest that it was seen open while its home could see to it, whatever has set the clock back since.
+    pub(super) open_able: Micros,
 }
 
 /// A holder is back without its shard.
@@ -214,10 +216,12 @@ impl State {
         for node in nodes {
             let node = &mut self.nodes[*node];
             node.turn += 1;
+            // Whoever is dead, or has not been back since, does not break anew: only one that was there for a moment does.
+            let was_there = !node.broken || node.api.is_some();
             if broken != node.broken {
                 (node.broken, node.since) = (broken, now);
             }
-            if broken {
+            if broken && was_there {
                 self.wounds.iter_mut().filter(|wound| wound.peer == node.peer).for_each(|wound| wound.broke = now);
             }
         }
@@ -267,7 +271,7 @@ impl State {
         let peer = self.nodes[node].peer.clone();
         for section in self.sections_of(&peer) {
             if !self.wounds.iter().any(|wound| wound.section == section && wound.peer == peer) {
-                self.wounds.push(Wound { section, peer: peer.clone(), since: now, broke: now });
+                self.wounds.push(Wound { section, peer: peer.clone(), since: now, broke: now, open_able: 0 });
             }
         }
         // Whoever breaks again is not waited for.
@@ -292,22 +296,31 @@ impl State {
         let has = |peer: &str| holders.iter().find(|(holder, _)| holder == peer).map(|(_, has)| *has);
         // Those of whom it cannot be asked do not count.
         let is_asked = |peer: &str| self.node_of(peer).is_none_or(|node| self.nodes[node].honest && !self.nodes[node].broken);
-        let whole = n >= self.sections[section].n && holders.iter().all(|(peer, has)| *has || !is_asked(peer));
+        // One that is without its shard because it was lost itself has a clock of its own.
+        let wounded: BTreeSet<&str> =
+            self.wounds.iter().filter(|wound| wound.section == section).map(|wound| wound.peer.as_str()).collect();
+        let lacks = |(peer, has): &(String, bool)| !*has && is_asked(peer) && !wounded.contains(peer.as_str());
+        let whole = n >= self.sections[section].n && !holders.iter().any(lacks);
         let able_since = self.able_since(section);
         let (mut repaired, mut replaced, mut refilled, mut notes) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        self.wounds.retain(|wound| {
+        let mut wounds = std::mem::take(&mut self.wounds);
+        wounds.retain_mut(|wound| {
             if wound.section != section || wound.since >= begun {
                 return true;
             }
             let came_back = has(&wound.peer);
             if came_back == Some(true) || came_back.is_none() && whole {
                 let able = able_since.map(|since| now.saturating_sub(since.max(wound.broke)));
+                let able = able.max(Some(wound.open_able).filter(|time| *time > 0));
                 repaired.push((wound.since, able));
                 replaced.extend(came_back.is_none().then(|| now - wound.since));
                 return false;
             }
+            let open = able_since.map_or(0, |since| begun.saturating_sub(since.max(wound.broke)));
+            wound.open_able = wound.open_able.max(open);
             true
         });
+        self.wounds = wounds;
         self.refills.retain_mut(|refill| {
             if refill.section != section || refill.up >= begun {
                 return true;
@@ -441,6 +454,39 @@ mod tests {
         state.sections[0].n = 2;
         state.saw(0, 49, 50, 2, held(&["a", "d", "c"]));
         assert_eq!(took(&state), [(40, Some(20))], "the holder was back, and broke again");
+    }
+
+    #[test]
+    fn what_was_late_stays_late_when_the_clock_is_set_back() {
+        let mut state = state();
+        state.mark(&[1], true, 0);
+        state.wound(1, 0);
+        state.saw(0, 90, 91, 3, held(&["a", "b!", "c"]));
+        state.mark(&[1], false, 90);
+        state.saw(0, 92, 93, 3, held(&["a", "b!", "c"]));
+        state.mark(&[0], true, 95);
+        state.saw(0, 99, 100, 3, held(&["a", "b", "c"]));
+        assert_eq!(took(&state), [(100, Some(92))], "open for 92 under a sound home; that this one then broke excuses nothing");
+
+        state.nodes[0].broken = false;
+        state.wound(1, 200);
+        state.mark(&[1], true, 200);
+        state.saw(0, 270, 271, 3, held(&["a", "b!", "c"]));
+        state.mark(&[1], true, 275);
+        state.mark(&[1], false, 280);
+        state.mark(&[1], true, 285);
+        state.saw(0, 290, 291, 3, held(&["a", "d", "c"]));
+        assert_eq!(took(&state)[1], (91, Some(70)), "open for 70 before its holder was back and broke again");
+    }
+
+    #[test]
+    fn a_holder_that_was_replaced_is_not_late_because_another_was_lost() {
+        let mut state = state();
+        state.wound(1, 10);
+        state.wound(2, 20);
+        state.saw(0, 30, 31, 3, held(&["a", "d", "c!"]));
+        assert_eq!(took(&state), [(21, Some(21))], "d has b's place");
+        assert_eq!((state.wounds.len(), state.wounds[0].peer.as_str()), (1, "c"), "c is missed since 20");
     }
 
     #[test]
