@@ -154,15 +154,21 @@ fn a_holder_back_with_an_empty_disk_is_refilled_by_the_owner() {
     let shards = |world: &World| world.hosts[victim].disk.keys().filter(|(table, _)| *table == Table::Shard).count();
     assert!(shards(&world) > 0, "the disk has shards again");
     assert!(world.counter(0, "holders_refilled") > 0);
-    // One that knows that it lost its store says so, and is refilled all the same.
+    // One that knows that it lost its store says so, and is refilled all the same, without waiting for the probes that it would get anyway.
     world.crash(victim);
     world.hosts[victim].disk.clear();
     let mark = persona_mesh_proto::holder::lost_store_mark(BEGINNING_MS + world.now_us / 1000);
     world.hosts[victim].disk.insert((mark.table, mark.key), mark.value.expect("a mark"));
     world.restart(victim);
-    world.run_s(30);
+    world.run_s(18);
     assert!(whole(&mut world, ada, "doc/letter"), "{:?}", world.section(0, ada, "doc/letter"));
     assert!(shards(&world) > 0);
+    // Nobody is asked early any more.
+    world.run_s(15);
+    let before = world.counter(0, "probes");
+    world.run_s(60);
+    let probes = world.counter(0, "probes") - before;
+    assert!(probes <= 7 * 11, "{probes} probes of eleven others in a minute");
 }
 
 #[test]
