@@ -719,7 +719,8 @@ impl Run {
             }
             (Asked::Put { agent, document, must, .. }, Err(error)) => {
                 let known = &self.agents[agent];
-                let excused = matches!(error, CallError::NotEnoughHolders { .. });
+                // One that lies may refuse, for whatever reason, and the put then says so.
+                let excused = matches!(error, CallError::NotEnoughHolders { .. } | CallError::Refused { .. });
                 if must && excused && self.faulty_keep(host, known, &known.documents[document].key) {
                     self.agents[agent].documents[document].stuck = true;
                     *self.out.marks.entry(EXCUSES[1].into()).or_default() += 1;
