@@ -54,7 +54,7 @@ pub(super) struct State {
     pub(super) lies_seen: u64,
     /// What must not be, beside what the history shows.
     pub(super) violations: Vec<String>,
-    /// How many nodes were not broken, since when: whenever that changed.
+    /// How many nodes were not broken, since when: at each change of one of them.
     unbroken: Vec<(Micros, u64)>,
 }
 

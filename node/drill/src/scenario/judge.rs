@@ -262,11 +262,11 @@ fn longest_failure<'h>(tries: impl Iterator<Item = Try<'h>>) -> Option<(Duration
     longest.map(|(waited, why)| (Duration::from_micros(waited), why))
 }
 
-/// `mm:ss.mmm` since the run began.
 pub(super) fn seconds(time: Micros) -> f64 {
     time as f64 / 1e6
 }
 
+/// `mm:ss.mmm` since the run began.
 pub(super) fn clock(at: Micros) -> String {
     let millis = at / 1000;
     format!("{:02}:{:02}.{:03}", millis / 60_000, millis / 1000 % 60, millis % 1000)

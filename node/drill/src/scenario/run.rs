@@ -867,7 +867,7 @@ fn names(nodes: &[usize]) -> String {
     nodes.iter().map(|node| format!("node-{:02}", node + 1)).collect::<Vec<_>>().join(" ")
 }
 
-/// The median and the 99th percentile, in seconds.
+/// Repairs of each class.
 fn by_class(all: &[Repaired]) -> BTreeMap<String, RepairTimes> {
     let mut classes: BTreeMap<String, (Vec<Micros>, Vec<Micros>)> = BTreeMap::new();
     for Repaired { class, took, able, .. } in all {
@@ -885,6 +885,7 @@ fn by_class(all: &[Repaired]) -> BTreeMap<String, RepairTimes> {
     summed
 }
 
+/// The median and the 99th percentile, in seconds.
 fn percentiles(times: &mut [Micros]) -> (Option<f64>, Option<f64>) {
     times.sort_unstable();
     let at = |share: f64| times.get(((times.len() as f64 * share).ceil() as usize).saturating_sub(1)).map(|time| seconds(*time));
