@@ -1,5 +1,7 @@
 //! An agent moves: from dead machines, behind a fence, with everything it was.
 
+use std::collections::BTreeSet;
+
 use persona_core::{Answer, Call, CallError};
 use persona_fragments::{Class, OwnerKey};
 use persona_mesh_proto::Mode;
@@ -642,6 +644,7 @@ fn an_index_that_was_half_put_at_a_crash_lists_what_comes_after_it() {
         require_level: None,
         content: content.to_vec(),
     };
+    let mut outcomes = BTreeSet::new();
     for after_ms in [0, 2, 5, 10, 20, 40, 80] {
         let mut world = World::of(8, 260 + after_ms);
         let ada = world.create(0, "ada");
@@ -650,6 +653,7 @@ fn an_index_that_was_half_put_at_a_crash_lists_what_comes_after_it() {
         let first = world.call(0, put(ada, Class::Document, b"first"));
         world.run_ms(after_ms);
         let acknowledged = world.replies.get(&first).is_some_and(Result::is_ok);
+        outcomes.insert(acknowledged);
         world.crash(0);
         world.restart(0);
         world.run_s(5);
@@ -665,4 +669,5 @@ fn an_index_that_was_half_put_at_a_crash_lists_what_comes_after_it() {
         assert_eq!(section.class, "core", "after {after_ms} ms");
         assert_eq!(world.get(7, ada, "doc/brief", Mode::Regular), Ok(b"second".to_vec()), "after {after_ms} ms");
     }
+    assert_eq!(outcomes.len(), 2, "some puts were over at the crash, and some were not");
 }
