@@ -112,7 +112,7 @@ pub(super) struct Wound {
     /// When that holder last broke: it may have been back for a moment.
     pub(super) broke: Micros,
     /// The longest that it was seen open while its home could see to it, whatever has set the clock back since.
-    pub(super) open_able: Micros,
+    pub(super) open_able: Option<Micros>,
 }
 
 /// A holder is back without its shard.
@@ -270,12 +270,16 @@ impl State {
     pub(super) fn wound(&mut self, node: usize, now: Micros) {
         let peer = self.nodes[node].peer.clone();
         for section in self.sections_of(&peer) {
-            if !self.wounds.iter().any(|wound| wound.section == section && wound.peer == peer) {
-                self.wounds.push(Wound { section, peer: peer.clone(), since: now, broke: now, open_able: 0 });
+            if !self.is_wounded(section, &peer) {
+                self.wounds.push(Wound { section, peer: peer.clone(), since: now, broke: now, open_able: None });
             }
         }
         // Whoever breaks again is not waited for.
         self.refills.retain(|refill| refill.peer != peer);
+    }
+
+    fn is_wounded(&self, section: usize, peer: &str) -> bool {
+        self.wounds.iter().any(|wound| wound.section == section && wound.peer == peer)
     }
 
     /// A node is back without its store.
@@ -297,11 +301,10 @@ impl State {
         // Those of whom it cannot be asked do not count.
         let is_asked = |peer: &str| self.node_of(peer).is_none_or(|node| self.nodes[node].honest && !self.nodes[node].broken);
         // One that is without its shard because it was lost itself has a clock of its own.
-        let wounded: BTreeSet<&str> =
-            self.wounds.iter().filter(|wound| wound.section == section).map(|wound| wound.peer.as_str()).collect();
-        let lacks = |(peer, has): &(String, bool)| !*has && is_asked(peer) && !wounded.contains(peer.as_str());
+        let lacks = |(peer, has): &(String, bool)| !*has && is_asked(peer) && !self.is_wounded(section, peer);
         let whole = n >= self.sections[section].n && !holders.iter().any(lacks);
         let able_since = self.able_since(section);
+        let able = |wound: &Wound, until: Micros| able_since.map(|since| until.saturating_sub(since.max(wound.broke)));
         let (mut repaired, mut replaced, mut refilled, mut notes) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut wounds = std::mem::take(&mut self.wounds);
         wounds.retain_mut(|wound| {
@@ -310,14 +313,11 @@ impl State {
             }
             let came_back = has(&wound.peer);
             if came_back == Some(true) || came_back.is_none() && whole {
-                let able = able_since.map(|since| now.saturating_sub(since.max(wound.broke)));
-                let able = able.max(Some(wound.open_able).filter(|time| *time > 0));
-                repaired.push((wound.since, able));
+                repaired.push((wound.since, able(wound, now).max(wound.open_able)));
                 replaced.extend(came_back.is_none().then(|| now - wound.since));
                 return false;
             }
-            let open = able_since.map_or(0, |since| begun.saturating_sub(since.max(wound.broke)));
-            wound.open_able = wound.open_able.max(open);
+            wound.open_able = wound.open_able.max(able(wound, begun).filter(|time| *time > 0));
             true
         });
         self.wounds = wounds;
