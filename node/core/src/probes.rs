@@ -112,7 +112,7 @@ pub(crate) struct ProbeOp {
     asked: BTreeMap<Tag, Vec<Asked>>,
     /// It has lost something that it had.
     lost: bool,
-    /// It lacks something, or has to recover.
+    /// It lacks something, has to recover, or did not say.
     lacks: bool,
 }
 
@@ -357,6 +357,8 @@ impl Node {
                 probe.lost |= lost;
                 probe.lacks |= lacks;
             }
+        } else {
+            probe.lacks = true; // for all that is known
         }
         self.end_probe(op);
     }

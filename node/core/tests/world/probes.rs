@@ -154,7 +154,7 @@ fn a_holder_back_with_an_empty_disk_is_refilled_by_the_owner() {
     let shards = |world: &World| world.hosts[victim].disk.keys().filter(|(table, _)| *table == Table::Shard).count();
     assert!(shards(&world) > 0, "the disk has shards again");
     assert!(world.counter(0, "holders_refilled") > 0);
-    // One that knows that it lost its store says so, and is refilled all the same, without waiting for the probes that it would get anyway.
+    // One that knows that it lost its store says so, and is refilled all the same.
     world.crash(victim);
     world.hosts[victim].disk.clear();
     let mark = persona_mesh_proto::holder::lost_store_mark(BEGINNING_MS + world.now_us / 1000);
@@ -169,6 +169,29 @@ fn a_holder_back_with_an_empty_disk_is_refilled_by_the_owner() {
     world.run_s(60);
     let probes = world.counter(0, "probes") - before;
     assert!(probes <= 7 * 11, "{probes} probes of eleven others in a minute");
+}
+
+#[test]
+fn a_holder_that_lost_its_store_is_asked_until_it_has_recovered() {
+    let mut longest_s = 0;
+    for seed in 400..408 {
+        let (mut world, ada) = settled(12, seed);
+        let victim = world.holders(0, ada, "doc/letter")[1];
+        world.crash(victim);
+        world.hosts[victim].disk.clear();
+        let mark = persona_mesh_proto::holder::lost_store_mark(BEGINNING_MS + world.now_us / 1000);
+        world.hosts[victim].disk.insert((mark.table, mark.key), mark.value.expect("a mark"));
+        world.restart(victim);
+        world.run_s(1);
+        let has_shard = |world: &World| world.hosts[victim].disk.keys().any(|(table, _)| *table == Table::Shard);
+        let seconds = (1..60).find(|_| {
+            let there = has_shard(&world) && whole(&mut world, ada, "doc/letter");
+            world.run_s(1);
+            there
+        });
+        longest_s = longest_s.max(seconds.expect("it is given back"));
+    }
+    assert!(longest_s <= 6, "{longest_s} s: without being asked early it is 12");
 }
 
 #[test]
